@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Box arithmetic in plain PyTorch: the definitions that every kernel is held to.
+
+Boxes are corners ``(x1, y1, x2, y2)``. The order of the operations is part of the definition: the
+kernels repeat it operation by operation, so that their float32 results are equal bit for bit.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["MAX_LOG_SCALE", "box_area", "box_iou", "decode_boxes", "encode_boxes", "four_variances"]
+
+MAX_LOG_SCALE = math.log(1000 / 16)
+"""Largest log-scale that decoding lets through, as in torchvision's ``BoxCoder``."""
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Areas of boxes, negative or NaN where the corners say so.
+
+    Args:
+        boxes: (..., 4) corners.
+
+    Returns:
+        (...) areas, ``(x2 - x1) * (y2 - y1)``.
+    """
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return (x2 - x1) * (y2 - y1)
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union (jaccard overlap) of every box of ``a`` with every box of ``b``.
+
+    ``inter / (area_a + area_b - inter)`` without an epsilon, as in amdegroot/ssd.pytorch,
+    torchvision and Caffe; pairs that do not overlap have 0, also where the areas would divide 0 by 0.
+
+    Args:
+        a: (P, 4) corners.
+        b: (N, 4) corners.
+
+    Returns:
+        (P, N) overlaps.
+    """
+    ax1, ay1, ax2, ay2 = a.unsqueeze(-2).unbind(-1)
+    bx1, by1, bx2, by2 = b.unsqueeze(-3).unbind(-1)
+    width = torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)
+    height = torch.minimum(ay2, by2) - torch.maximum(ay1, by1)
+    inter = width.clamp(min=0) * height.clamp(min=0)
+    union = box_area(a).unsqueeze(-1) + box_area(b).unsqueeze(-2) - inter
+    return torch.where(inter > 0, inter / union, torch.zeros_like(inter))
+
+
+def four_variances(variances: Sequence[float]) -> tuple[float, float, float, float]:
+    """Spells out variances: ``(center, size)`` becomes ``(center, center, size, size)``.
+
+    Args:
+        variances: 2 or 4 positive numbers.
+
+    Raises:
+        ValueError: for another count, or a number that is not positive and finite.
+    """
+    values = tuple(float(v) for v in variances)
+    if len(values) not in (2, 4) or not all(0 < v < math.inf for v in values):
+        raise ValueError(
+            f"variances: expected 2 or 4 positive finite numbers, (center, size) or (x, y, w, h), "
+            f"got {tuple(variances)}"
+        )
+    if len(values) == 2:
+        return values[0], values[0], values[1], values[1]
+    return values[0], values[1], values[2], values[3]
+
+
+def encode_boxes(boxes: Tensor, priors: Tensor, variances: Sequence[float]) -> Tensor:
+    """Offsets that lead from priors to boxes (SSD paper, section 2.2, with Caffe's variances).
+
+    ``((center - prior_center) / prior_size / variance, log(size / prior_size) / variance)``.
+
+    Args:
+        boxes: (..., 4) corners.
+        priors: (..., 4) corners, broadcast against ``boxes``.
+        variances: 2 or 4 numbers.
+
+    Returns:
+        (..., 4) offsets ``(x, y, w, h)``.
+    """
+    vx, vy, vw, vh = four_variances(variances)
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    px1, py1, px2, py2 = priors.unbind(-1)
+    pw, ph = px2 - px1, py2 - py1
+    dx = ((x1 + x2) * 0.5 - (px1 + px2) * 0.5) / (pw * vx)
+    dy = ((y1 + y2) * 0.5 - (py1 + py2) * 0.5) / (ph * vy)
+    dw = ((x2 - x1) / pw).log() / vw
+    dh = ((y2 - y1) / ph).log() / vh
+    return torch.stack((dx, dy, dw, dh), dim=-1)
+
+
+def decode_boxes(
+    deltas: Tensor,
+    priors: Tensor,
+    variances: Sequence[float],
+    max_log_scale: float | None = MAX_LOG_SCALE,
+) -> Tensor:
+    """Boxes that offsets lead to from priors: the inverse of `encode_boxes`.
+
+    Args:
+        deltas: (..., 4) offsets ``(x, y, w, h)``.
+        priors: (..., 4) corners, broadcast against ``deltas``.
+        variances: 2 or 4 numbers.
+        max_log_scale: largest ``offset * variance`` of a size before the exponential
+            (torchvision's ``bbox_xform_clip``), None for no clamp.
+
+    Returns:
+        (..., 4) corners.
+    """
+    vx, vy, vw, vh = four_variances(variances)
+    dx, dy, dw, dh = deltas.unbind(-1)
+    px1, py1, px2, py2 = priors.unbind(-1)
+    pw, ph = px2 - px1, py2 - py1
+    cx = (dx * vx) * pw + (px1 + px2) * 0.5
+    cy = (dy * vy) * ph + (py1 + py2) * 0.5
+    log_w, log_h = dw * vw, dh * vh
+    if max_log_scale is not None:
+        log_w, log_h = log_w.clamp(max=max_log_scale), log_h.clamp(max=max_log_scale)
+    half_w, half_h = log_w.exp() * pw * 0.5, log_h.exp() * ph * 0.5
+    return torch.stack((cx - half_w, cy - half_h, cx + half_w, cy + half_h), dim=-1)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Checks of what users pass to operators: one clear error that names the argument and the remedy.
+
+They look at shapes, dtypes and devices only, never at values, so they never synchronise.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "LOGIT_DTYPES",
+    "as_levels",
+    "check_boxes",
+    "check_choice",
+    "check_device",
+    "check_levels",
+    "check_number",
+    "check_targets",
+    "describe",
+]
+
+LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def describe(tensor: object) -> str:
+    """What a wrong argument is, for an error message: ``(3, 5) torch.float64 on cpu``."""
+    if isinstance(tensor, Tensor):
+        return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+    return f"{type(tensor).__name__} {tensor!r:.80}"
+
+
+def check_boxes(name: str, boxes: Tensor) -> None:
+    """Raises ValueError unless ``boxes`` is (n, 4) float32."""
+    if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.size(1) != 4:
+        raise ValueError(
+            f"{name}: expected (n, 4) corners x1, y1, x2, y2 as float32, got {describe(boxes)}"
+        )
+    if boxes.dtype != torch.float32:
+        raise ValueError(
+            f"{name}: expected float32, got {describe(boxes)}; convert with {name}.float()"
+        )
+
+
+def check_vector(name: str, vector: Tensor, dtype: torch.dtype) -> None:
+    """Raises ValueError unless ``vector`` is one-dimensional and of ``dtype``."""
+    if not isinstance(vector, Tensor) or vector.dim() != 1 or vector.dtype != dtype:
+        raise ValueError(f"{name}: expected a vector of {dtype}, got {describe(vector)}")
+
+
+def check_targets(
+    boxes: Tensor, offsets: Tensor, labels: Tensor | None = None, batch: int | None = None
+) -> None:
+    """Raises ValueError unless the ragged targets of a batch fit together.
+
+    Args:
+        boxes: (N, 4) float32.
+        offsets: (B + 1,) int64.
+        labels: (N,) int64.
+        batch: B, where it is known from elsewhere.
+    """
+    check_boxes("boxes", boxes)
+    check_vector("offsets", offsets, torch.int64)
+    if offsets.size(0) < 1:
+        raise ValueError("offsets: expected (B + 1,) int64, got an empty tensor; B = 0 is [0]")
+    if labels is not None:
+        check_vector("labels", labels, torch.int64)
+        if labels.size(0) != boxes.size(0):
+            raise ValueError(
+                f"labels: expected one for each of the {boxes.size(0)} boxes, got {labels.size(0)}"
+            )
+    if batch is not None and offsets.size(0) != batch + 1:
+        raise ValueError(
+            f"offsets: expected {batch + 1} numbers for a batch of {batch} images, "
+            f"got {offsets.size(0)}; Targets.pack makes them"
+        )
+
+
+def check_device(**tensors: Tensor | None) -> None:
+    """Raises ValueError unless all tensors live on the device of the first."""
+    device = None
+    first = ""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if device is None:
+            device, first = tensor.device, name
+        elif tensor.device != device:
+            raise ValueError(
+                f"{name}: expected on {device} like {first}, got {tensor.device}; "
+                f"move it with {name}.to({str(device)!r})"
+            )
+
+
+def check_number(name: str, value: float, *, low: float, high: float = math.inf) -> None:
+    """Raises ValueError unless ``low <= value <= high`` and the value is finite."""
+    if not low <= value <= high or math.isinf(value):
+        bounds = f">= {low}" if math.isinf(high) else f"from {low} to {high}"
+        raise ValueError(f"{name}: expected a finite number {bounds}, got {value}")
+
+
+def check_choice(name: str, value: str, choices: dict[str, int]) -> int:
+    """The number that stands for a word in a schema; ValueError names the words."""
+    if value not in choices:
+        words = ", ".join(repr(word) for word in choices)
+        raise ValueError(f"{name}: expected one of {words}, got {value!r}")
+    return choices[value]
+
+
+def as_levels(maps: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Wraps a single tensor as a list of one level."""
+    return [maps] if isinstance(maps, Tensor) else list(maps)
+
+
+def level_rows(level: Tensor, anchors: int) -> int:
+    """Number of priors of a level: P of (B, P, K), A * H * W of (B, A * K, H, W)."""
+    return level.size(1) if level.dim() == 3 else anchors * level.size(2) * level.size(3)
+
+
+def check_levels(
+    deltas: list[Tensor], logits: list[Tensor], priors: Tensor, background_index: int
+) -> tuple[int, int]:
+    """Checks the heads' outputs against each other and the priors.
+
+    Args:
+        deltas: one a level, (B, P, 4) or (B, A * 4, H, W).
+        logits: one a level, (B, P, C) or (B, A * C, H, W).
+        priors: (P, 4) float32, P the sum over the levels.
+        background_index: class index of the background.
+
+    Returns:
+        B and C.
+
+    Raises:
+        ValueError: names the argument, the level and what would fit.
+    """
+    check_boxes("priors", priors)
+    if not deltas or len(deltas) != len(logits):
+        raise ValueError(
+            f"logits: expected as many levels as deltas and at least one, "
+            f"got {len(logits)} levels of logits and {len(deltas)} of deltas"
+        )
+    batch = deltas[0].size(0) if deltas[0].dim() else 0
+    classes = -1
+    rows = 0
+    for i, (delta, logit) in enumerate(zip(deltas, logits, strict=True)):
+        anchors, level_classes = _check_level(i, delta, logit, batch)
+        if classes not in (-1, level_classes):
+            raise ValueError(
+                f"logits[{i}]: expected {classes} classes as in the levels before, "
+                f"got {level_classes} ({describe(logit)})"
+            )
+        classes = level_classes
+        rows += level_rows(delta, anchors)
+        check_device(priors=priors, deltas=delta, logits=logit)
+        if delta.dtype != deltas[0].dtype or logit.dtype != logits[0].dtype:
+            raise ValueError(
+                f"deltas[{i}], logits[{i}]: expected one dtype over all levels, "
+                f"{deltas[0].dtype} and {logits[0].dtype}, got {delta.dtype} and {logit.dtype}"
+            )
+    if rows != priors.size(0):
+        raise ValueError(
+            f"priors: expected one for each of the {rows} rows of deltas, got {priors.size(0)}; "
+            f"the priors must be built for the same feature maps and boxes per cell"
+        )
+    if not 0 <= background_index < classes:
+        raise ValueError(
+            f"background_index: expected from 0 to {classes - 1} for {classes} classes, "
+            f"got {background_index}"
+        )
+    return batch, classes
+
+
+def _check_level(i: int, delta: Tensor, logit: Tensor, batch: int) -> tuple[int, int]:
+    """Anchors and classes of level ``i``; ValueError where the two maps do not fit."""
+    for name, level in (("deltas", delta), ("logits", logit)):
+        if level.dim() not in (3, 4) or level.size(0) != batch:
+            raise ValueError(
+                f"{name}[{i}]: expected (B, P, K) or (B, A * K, H, W) with B = {batch}, "
+                f"got {describe(level)}"
+            )
+        if level.dtype not in LOGIT_DTYPES:
+            raise ValueError(
+                f"{name}[{i}]: expected float32, float16 or bfloat16, got {describe(level)}"
+            )
+    if (
+        delta.dim() != logit.dim()
+        or delta.shape[2 if delta.dim() == 4 else 3 :]
+        != (logit.shape[2 if logit.dim() == 4 else 3 :])
+    ):
+        raise ValueError(
+            f"logits[{i}]: expected the layout and map size of deltas[{i}], {describe(delta)}, "
+            f"got {describe(logit)}"
+        )
+    if delta.dim() == 3:
+        if delta.size(2) != 4:
+            raise ValueError(f"deltas[{i}]: expected (B, P, 4), got {describe(delta)}")
+        if logit.size(1) != delta.size(1):
+            raise ValueError(
+                f"logits[{i}]: expected {delta.size(1)} rows as in deltas[{i}], "
+                f"got {describe(logit)}"
+            )
+        return 1, logit.size(2)
+    anchors = delta.size(1) // 4
+    if delta.size(1) % 4 or anchors == 0:
+        raise ValueError(
+            f"deltas[{i}]: expected 4 channels for each box of a cell, got {describe(delta)}"
+        )
+    if logit.size(1) % anchors or logit.size(1) == 0:
+        raise ValueError(
+            f"logits[{i}]: expected a multiple of {anchors} channels, "
+            f"one group of classes for each box of a cell, got {describe(logit)}"
+        )
+    return anchors, logit.size(1) // anchors
