@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# The compiled module; its operators are in torch.ops.ssd_fast once it is imported.
+source_hash: str  # of csrc/ and setup.py
+compiler: str
+torch_target: str  # the oldest torch it loads on
+torch_headers: str  # the torch it was compiled against
+with_cuda: bool
+cuda_version: str  # of nvcc; "" without CUDA
+cuda_architectures: str  # space-separated, such as "9.0 12.0+PTX"; "" without CUDA

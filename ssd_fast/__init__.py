@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fast, exact kernels for SSD and anchor-based detectors on PyTorch."""
+
+from pkgutil import extend_path
+
+# After a plain `pip install .`, Python started in a checkout imports the package from there: this
+# line lets it find the compiled module and the kernels in the installed one.
+__path__ = extend_path(__path__, __name__)
+__version__ = "0.1.0"
+
+import torch  # noqa: F401  loads the libraries that the compiled module links to
+
+from ssd_fast import _C  # noqa: F401  registers the operators' compiled kernels
