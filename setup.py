@@ -28,7 +28,7 @@ TARGET_MACRO = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 STANDARD = "-std=c++20"
 # Integer results must be equal on every machine, so each float operation rounds once: no
 # contraction to fused multiply-add, no -ffast-math. -fno-math-errno changes no value.
-EXACT = ["-ffp-contract=off", "-fno-math-errno"]
+EXACT = ["-fno-fast-math", "-ffp-contract=off", "-fno-math-errno"]
 CXX_FLAGS = [
     STANDARD,
     "-O3",
