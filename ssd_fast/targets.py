@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Targets: the ground truth of a batch as three flat tensors, and how to pack and check it."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Literal, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from ssd_fast.boxes import box_area
+
+__all__ = ["Targets"]
+
+_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+_NOT_BOXES = {torch.bool, torch.complex32, torch.complex64, torch.complex128}
+
+
+class Targets(NamedTuple):
+    """The objects of a batch of B images, ragged: image i owns rows `offsets[i]:offsets[i + 1]`.
+
+    Rows from `offsets[B]` on belong to no image and are ignored, so that N may be a fixed capacity
+    and every shape static. All tensors are on one device.
+    """
+
+    boxes: Tensor
+    """(N, 4) float32 corners, in the unit of the priors."""
+    labels: Tensor
+    """(N,) int64 classes, background excluded."""
+    offsets: Tensor
+    """(B + 1,) int64, not decreasing, starting at 0."""
+    dropped: int = 0
+    """How many broken objects `pack` left out (with `invalid="drop"`)."""
+
+    @property
+    def num_images(self) -> int:
+        """B, the number of images."""
+        return self.offsets.shape[0] - 1
+
+    @classmethod
+    def pack(
+        cls,
+        targets: Sequence[Mapping[str, Tensor]],
+        *,
+        num_classes: int | None = None,
+        capacity: int | None = None,
+        background_index: int = 0,
+        validate: bool = True,
+        invalid: Literal["raise", "drop"] = "raise",
+        device: torch.device | str | int | None = None,
+    ) -> "Targets":
+        """Packs torchvision's list of dictionaries, and refuses what no detector can learn from.
+
+        A box that crosses the border of its image, or lies outside it, is accepted as it is; one
+        that overlaps no prior trains nothing.
+
+        Args:
+            targets: one dictionary an image, with `"boxes"` (n, 4), corners, of any floating or
+                integer dtype (converted to float32), and `"labels"` (n,), of any integer dtype
+                (converted to int64). n may be 0; then the labels' dtype is free. Other keys are
+                left aside.
+            num_classes: C, background included; None does not check labels from above.
+            capacity: number of rows N of the result; the rows behind the objects are zeros. None
+                is as many as there are objects.
+            background_index: the class that no object may carry.
+            validate: check values; False checks shapes and dtypes alone, and so waits for no
+                device.
+            invalid: "raise", or "drop" to leave broken objects out and count them in `dropped`.
+            device: where the result goes; None is where the tensors are.
+
+        Returns:
+            The batch's `Targets`, in memory of its own.
+
+        Raises:
+            TypeError: an entry that is not a dictionary of two tensors, or labels that are not
+                integers.
+            ValueError: a wrong shape, tensors on different devices with `device=None`, more objects
+                than `capacity`, or, with `validate`, a box that is not finite or has no area, or a
+                label that is the background or outside [0, C).
+        """
+        if invalid not in ("raise", "drop"):
+            raise ValueError(f"invalid: expected 'raise' or 'drop', got {invalid!r}")
+        images = [_boxes_and_labels(i, target) for i, target in enumerate(targets)]
+        boxes, labels = _concatenate(images, device)
+        counts = [b.shape[0] for b, _ in images]
+        dropped = 0
+        if validate and boxes.shape[0]:
+            keep = _has_area(boxes) & _is_class(labels, num_classes, background_index)
+            dropped = keep.numel() - int(keep.sum())
+        if dropped:
+            if invalid == "raise":
+                _raise_first(boxes, labels, keep, counts, num_classes, background_index)
+            counts = [int(part.sum()) for part in torch.split(keep, counts)]
+            boxes, labels = boxes[keep], labels[keep]
+        if capacity is not None:
+            boxes, labels = _pad(boxes, labels, capacity)
+        offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int64)
+        packed = cls(boxes, labels, offsets, dropped)
+        return packed.to(boxes.device if device is None else device)
+
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "Targets":
+        """The same targets on another device; tensors already there are shared.
+
+        Args:
+            device: where to.
+            non_blocking: as in `torch.Tensor.to`.
+
+        Returns:
+            `Targets` on `device`.
+        """
+        return Targets(
+            self.boxes.to(device, non_blocking=non_blocking),
+            self.labels.to(device, non_blocking=non_blocking),
+            self.offsets.to(device, non_blocking=non_blocking),
+            self.dropped,
+        )
+
+
+def _boxes_and_labels(image: int, target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The two tensors of one image, checked for everything but their values."""
+    if not isinstance(target, Mapping):
+        raise TypeError(
+            f"targets[{image}]: expected a dictionary with 'boxes' and 'labels',"
+            f" got {type(target).__name__}"
+        )
+    try:
+        boxes, labels = target["boxes"], target["labels"]
+    except KeyError as missing:
+        raise ValueError(
+            f"targets[{image}]: no {missing} among its keys {list(target)}; 'boxes' (n, 4) and"
+            " 'labels' (n,) are needed"
+        ) from None
+    for name, value in (("boxes", boxes), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"targets[{image}]['{name}']: expected a tensor, got {type(value).__name__};"
+                " convert it with torch.as_tensor"
+            )
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(
+            f"targets[{image}]['boxes']: expected shape (n, 4), got {tuple(boxes.shape)};"
+            " an image without objects has torch.zeros(0, 4)"
+        )
+    if labels.shape != boxes.shape[:1]:
+        raise ValueError(
+            f"targets[{image}]['labels']: expected shape ({boxes.shape[0]},), one label for each of"
+            f" its boxes, got {tuple(labels.shape)}"
+        )
+    if boxes.dtype in _NOT_BOXES:
+        raise TypeError(f"targets[{image}]['boxes']: expected numbers, got {boxes.dtype}")
+    if labels.dtype not in _INTEGERS and labels.shape[0]:
+        raise TypeError(
+            f"targets[{image}]['labels']: expected integers, got {labels.dtype};"
+            " convert them with .long()"
+        )
+    return boxes, labels
+
+
+def _concatenate(
+    images: list[tuple[Tensor, Tensor]], device: torch.device | str | int | None
+) -> tuple[Tensor, Tensor]:
+    """All boxes (N, 4) float32 and all labels (N,) int64, on one device."""
+    devices = {tensor.device for image in images for tensor in image}
+    if len(devices) > 1:
+        if device is None:
+            names = ", ".join(sorted(map(str, devices)))
+            raise ValueError(
+                f"targets: tensors on several devices ({names}); say where the batch goes with"
+                " device=..."
+            )
+        images = [(boxes.to(device), labels.to(device)) for boxes, labels in images]
+    if not images:
+        return torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    boxes = [b if b.dtype == torch.float32 else b.to(torch.float32) for b, _ in images]
+    labels = [x if x.dtype == torch.int64 else x.to(torch.int64) for _, x in images]
+    return torch.cat(boxes), torch.cat(labels)
+
+
+def _has_area(boxes: Tensor) -> Tensor:
+    """(N,) bool: which boxes (N, 4) are finite, not inverted, and have a float32 area above 0."""
+    size = boxes[:, 2:] - boxes[:, :2]
+    area = box_area(boxes)
+    return (size > 0).all(dim=1) & (area > 0) & (area < float("inf"))
+
+
+def _is_class(labels: Tensor, num_classes: int | None, background_index: int) -> Tensor:
+    """(N,) bool: which labels (N,) are classes other than the background."""
+    valid = (labels >= 0) & (labels != background_index)
+    return valid if num_classes is None else valid & (labels < num_classes)
+
+
+def _raise_first(
+    boxes: Tensor,
+    labels: Tensor,
+    keep: Tensor,
+    counts: list[int],
+    num_classes: int | None,
+    background_index: int,
+) -> NoReturn:
+    """Raises ValueError about the first broken object."""
+    broken = torch.nonzero(~keep).flatten().tolist()
+    row, image = broken[0], 0
+    box, label = boxes[row].tolist(), int(labels[row])
+    has_area = bool(_has_area(boxes[row : row + 1]))
+    while row >= counts[image]:
+        row -= counts[image]
+        image += 1
+    more = f" ({len(broken) - 1} more like it)" if len(broken) > 1 else ""
+    remedy = "; correct it, or leave such objects out with invalid='drop'"
+    if not has_area:
+        problem = f"['boxes'][{row}] is {tuple(box)}: expected finite corners, x1 < x2 and y1 < y2"
+    elif label == background_index:
+        problem = (
+            f"['labels'][{row}] is {label}, the background: objects have labels of their own,"
+            " in torchvision's convention from 1 on"
+        )
+    else:
+        upper = "" if num_classes is None else f" and less than num_classes = {num_classes}"
+        problem = f"['labels'][{row}] is {label}: expected at least 0{upper}"
+    raise ValueError(f"targets[{image}]{problem}{more}{remedy}")
+
+
+def _pad(boxes: Tensor, labels: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    """Both with rows of zeros appended up to `capacity`."""
+    missing = capacity - boxes.shape[0]
+    if missing < 0:
+        raise ValueError(
+            f"capacity: the batch has {boxes.shape[0]} objects, more than {capacity}; raise it"
+        )
+    return (
+        torch.cat([boxes, boxes.new_zeros(missing, 4)]),
+        torch.cat([labels, labels.new_zeros(missing)]),
+    )
