@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Image files as RGB tensors, with one clear error for those that do not decode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ssd_fast.data.extra import missing_extra
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from PIL.Image import Image
+
+__all__ = ["check_image", "read_image"]
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap width and height
+_LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_TAIL = 4096
+
+
+def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
+    """Reads an image file.
+
+    Every mode becomes 8-bit RGB: 16-bit images keep their high byte, CMYK goes through Pillow's
+    conversion, palettes are looked up, an alpha channel is left out.
+
+    Args:
+        path: an image in any format that Pillow reads.
+        upright: whether to turn the image as its EXIF orientation says, as viewers do.
+
+    Returns:
+        (3, H, W) uint8, contiguous.
+
+    Raises:
+        ModuleNotFoundError: Pillow is missing; names the `pip install`.
+        ValueError: the file is missing or does not decode; names it.
+    """
+    pillow = _pillow()
+    try:
+        with pillow.open(path) as image:
+            if upright:
+                from PIL import ImageOps
+
+                ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image)
+    except _decoding_errors(pillow) as error:
+        raise _unreadable(path, error) from error
+    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
+    return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1).contiguous()
+
+
+def check_image(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Finds an image's size, and out whether it would decode, without decoding it where possible.
+
+    The header of every file is read. A JPEG or PNG that ends as it should is taken as whole; any
+    other file is decoded, which finds the truncated ones.
+
+    Args:
+        path: an image file.
+
+    Returns:
+        (width, height) as stored, and (width, height) once turned as the EXIF orientation says.
+
+    Raises:
+        ModuleNotFoundError: Pillow is missing; names the `pip install`.
+        ValueError: the file is missing or does not decode; names it.
+    """
+    pillow = _pillow()
+    try:
+        with pillow.open(path) as image:
+            width, height = image.size
+            sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+            if not _ends_whole(path, image.format):
+                image.load()
+    except _decoding_errors(pillow) as error:
+        raise _unreadable(path, error) from error
+    return (width, height), (height, width) if sideways else (width, height)
+
+
+def _ends_whole(path: str | Path, kind: str | None) -> bool:
+    """Whether the end marker of the format stands in the file's last bytes."""
+    marker = _LAST_BYTES.get(kind or "")
+    if marker is None:
+        return False
+    with open(path, "rb") as file:
+        file.seek(0, 2)
+        file.seek(max(file.tell() - _TAIL, 0))
+        return marker in file.read()
+
+
+def _to_rgb(image: Image) -> Image:
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    return image.convert("RGB")
+
+
+def _pillow() -> ModuleType:
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise missing_extra("reading images", error) from error
+    return Image
+
+
+def _decoding_errors(pillow: ModuleType) -> tuple[type[Exception], ...]:
+    """What Pillow's decoders raise on files that are missing, broken, or bombs."""
+    return (OSError, SyntaxError, ValueError, EOFError, IndexError, pillow.DecompressionBombError)
+
+
+def _unreadable(path: str | Path, error: Exception) -> ValueError:
+    if isinstance(error, FileNotFoundError):
+        return ValueError(f"{path}: the image is missing")
+    return ValueError(f"{path}: the image does not decode: {error}")
