@@ -169,3 +169,18 @@ def test_failing_compiler_fails_the_build(build: ModuleType, monkeypatch, tmp_pa
         with pytest.raises(SystemExit, match="the build failed"):
             build.run([compiling, linking], tmp_path)
         assert "no such luck" in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_readme_gives_the_command_of_make(target: str):
+    rule = re.search(rf"^{target}:.*\n\t(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert rule is not None
+    assert rule[1] in (ROOT / "README.md").read_text().splitlines()
+
+
+def test_hooks_pin_what_ci_pins():
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    hooks = re.findall(r"[\w-]+==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert hooks
+    for hook in hooks:
+        assert any(pin.partition(";")[0].strip() == hook for pin in pins), hook
