@@ -104,6 +104,36 @@ struct Level {
   }
 };
 
+// Walks the rows of a level in order without a division a row.
+class RowCursor {
+ public:
+  RowCursor(const Level& level, int64_t image)
+      : level_(level), row_(image * level.batch_stride), cell_(row_), offset_(row_) {}
+
+  // Elements from `data` to the first channel of the current row; then moves to the next row.
+  int64_t next() {
+    const int64_t here = offset_;
+    offset_ += level_.anchor_stride;
+    if (++anchor_ == level_.anchors) {
+      anchor_ = 0;
+      cell_ += level_.x_stride;
+      if (++x_ == level_.width) {
+        x_ = 0;
+        row_ += level_.y_stride;
+        cell_ = row_;
+      }
+      offset_ = cell_;
+    }
+    return here;
+  }
+
+ private:
+  const Level& level_;
+  int64_t row_, cell_, offset_;
+  int64_t anchor_ = 0;
+  int64_t x_ = 0;
+};
+
 // All levels of deltas or logits of a batch: rows 0..P in (level, y, x, anchor) order.
 struct Rows {
   std::vector<Level> levels;

@@ -34,7 +34,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union (jaccard overlap) of every box of ``a`` with every box of ``b``.
 
     ``inter / (area_a + area_b - inter)`` without an epsilon, as in amdegroot/ssd.pytorch,
-    torchvision and Caffe; pairs that do not overlap have 0, also where the areas would divide 0 by 0.
+    torchvision and Caffe; pairs that do not overlap have 0, even where the areas would give 0 / 0.
 
     Args:
         a: (P, 4) corners.
@@ -89,8 +89,9 @@ def encode_boxes(boxes: Tensor, priors: Tensor, variances: Sequence[float]) -> T
     x1, y1, x2, y2 = boxes.unbind(-1)
     px1, py1, px2, py2 = priors.unbind(-1)
     pw, ph = px2 - px1, py2 - py1
-    dx = ((x1 + x2) * 0.5 - (px1 + px2) * 0.5) / (pw * vx)
-    dy = ((y1 + y2) * 0.5 - (py1 + py2) * 0.5) / (ph * vy)
+    # Difference first, then half: subtracting centers of nearby boxes would cancel digits.
+    dx = ((x1 - px1) + (x2 - px2)) * 0.5 / (pw * vx)
+    dy = ((y1 - py1) + (y2 - py2)) * 0.5 / (ph * vy)
     dw = ((x2 - x1) / pw).log() / vw
     dh = ((y2 - y1) / ph).log() / vh
     return torch.stack((dx, dy, dw, dh), dim=-1)

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// CPU kernels of ssd_fast::multibox_loss and its backward. Contract: ssd_fast/ops/multibox_loss.py.
+#include "../multibox_loss.h"
+
+#include <cstring>
+#include <optional>
+#include <tuple>
+
+#include "tensors.h"
+
+namespace ssd_fast {
+namespace {
+
+// The ragged targets of a batch, contiguous, with their memory kept alive.
+struct HeldObjects {
+  Tensor boxes, labels, offsets;
+
+  HeldObjects(const Tensor& boxes_in, const Tensor& labels_in, const Tensor& offsets_in,
+              int64_t batch)
+      : boxes(contiguous_boxes(boxes_in, "boxes")),
+        labels(contiguous_ints(labels_in, boxes_in.size(0), "labels")),
+        offsets(contiguous_ints(offsets_in, batch + 1, "offsets")) {}
+
+  Objects view() const {
+    return {float_data(boxes), int64_data(labels), int64_data(offsets), boxes.size(0)};
+  }
+};
+
+RowOptions row_options(double beta, const std::vector<double>& variances, int64_t background,
+                       int64_t classes) {
+  STD_TORCH_CHECK(variances.size() == 4, "variances: expected 4 numbers");
+  STD_TORCH_CHECK(background >= 0 && background < classes,
+                  "background_index: expected a class, got ", background);
+  return {beta, {variances[0], variances[1], variances[2], variances[3]}, background};
+}
+
+int64_t total(const int64_t* counts, int64_t n) {
+  int64_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += counts[i];
+  return sum;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
+    const std::vector<Tensor>& deltas, const std::vector<Tensor>& logits, const Tensor& priors_in,
+    const Tensor& boxes, const Tensor& labels, const Tensor& offsets, double iou_threshold,
+    std::optional<double> low_threshold, bool strict, int64_t assign, double ratio,
+    int64_t min_negatives, double beta, const std::vector<double>& variances,
+    int64_t background_index, int64_t normalizer) {
+  const Tensor priors = contiguous_boxes(priors_in, "priors");
+  const HeadRows heads = head_rows(deltas, logits, priors);
+  const int64_t B = heads.batch, P = heads.priors;
+  const HeldObjects held(boxes, labels, offsets, B);
+  const Objects objects = held.view();
+  const ForwardOptions options{match_options(iou_threshold, low_threshold, strict, assign),
+                               static_cast<float>(ratio), min_negatives,
+                               row_options(beta, variances, background_index, heads.classes)};
+
+  Tensor code = torch::stable::new_empty(priors, {B, P}, ScalarType::Int);
+  Tensor num_positives = torch::stable::new_empty(priors, {B}, ScalarType::Long);
+  int32_t* code_data = static_cast<int32_t*>(code.data_ptr());
+  int64_t* positives = static_cast<int64_t*>(num_positives.data_ptr());
+  const PriorPlanes planes(float_data(priors), P);
+  std::vector<ImageLoss> losses(static_cast<size_t>(B));
+  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
+    Matcher matcher(planes, options.matching);
+    MultiBoxImage work(heads.deltas, heads.logits, float_data(priors), objects, options.rows);
+    for (int64_t image = begin; image < end; ++image) {
+      losses[image] = work.forward(image, options, matcher, code_data + image * P);
+      positives[image] = losses[image].positives;
+    }
+  });
+
+  // Image by image, in order: the sum is the same for any number of threads.
+  const int64_t batch_positives = total(positives, B);
+  double box_sum = 0, class_sum = 0;
+  for (int64_t image = 0; image < B; ++image) {
+    const double weight =
+        image_weight(static_cast<Normalizer>(normalizer), positives[image], batch_positives, B);
+    box_sum += weight * losses[image].box;
+    class_sum += weight * losses[image].classes;
+  }
+  Tensor box_loss = torch::stable::new_empty(priors, {}, ScalarType::Float);
+  Tensor class_loss = torch::stable::new_empty(priors, {}, ScalarType::Float);
+  *static_cast<float*>(box_loss.data_ptr()) = static_cast<float>(box_sum);
+  *static_cast<float*>(class_loss.data_ptr()) = static_cast<float>(class_sum);
+  return {box_loss, class_loss, num_positives, code};
+}
+
+// Tensors like `inputs`, dense in memory, filled with zeros by all threads.
+std::vector<Tensor> zeros_like(const std::vector<Tensor>& inputs) {
+  constexpr int64_t kChunk = 1 << 20;
+  std::vector<Tensor> outputs;
+  for (const Tensor& input : inputs) {
+    outputs.push_back(torch::stable::empty_like(input));
+    char* data = static_cast<char*>(outputs.back().data_ptr());
+    const int64_t bytes = outputs.back().numel() * static_cast<int64_t>(input.element_size());
+    torch::stable::parallel_for(0, bytes, kChunk, [&](int64_t begin, int64_t end) {
+      std::memset(data + begin, 0, static_cast<size_t>(end - begin));
+    });
+  }
+  return outputs;
+}
+
+float scalar(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(
+      tensor.numel() == 1 && tensor.scalar_type() == ScalarType::Float && tensor.is_cpu(), name,
+      ": expected one float32 on the CPU");
+  return *float_data(tensor);
+}
+
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
+    const Tensor& grad_box_loss, const Tensor& grad_class_loss, const std::vector<Tensor>& deltas,
+    const std::vector<Tensor>& logits, const Tensor& priors_in, const Tensor& boxes,
+    const Tensor& labels, const Tensor& offsets, const Tensor& code_in,
+    const Tensor& num_positives_in, double beta, const std::vector<double>& variances,
+    int64_t background_index, int64_t normalizer) {
+  const Tensor priors = contiguous_boxes(priors_in, "priors");
+  const HeadRows heads = head_rows(deltas, logits, priors);
+  const int64_t B = heads.batch, P = heads.priors;
+  const HeldObjects held(boxes, labels, offsets, B);
+  const Tensor num_positives = contiguous_ints(num_positives_in, B, "num_positives");
+  STD_TORCH_CHECK(code_in.dim() == 2 && code_in.size(0) == B && code_in.size(1) == P &&
+                      code_in.scalar_type() == ScalarType::Int && code_in.is_cpu(),
+                  "code: expected (B, P) int32 on the CPU");
+  const Tensor code = torch::stable::contiguous(code_in);
+  const RowOptions options = row_options(beta, variances, background_index, heads.classes);
+  const double box_scale = scalar(grad_box_loss, "grad_box_loss");
+  const double class_scale = scalar(grad_class_loss, "grad_class_loss");
+
+  const std::vector<Tensor> grad_deltas = zeros_like(deltas);
+  const std::vector<Tensor> grad_logits = zeros_like(logits);
+  if (B == 0 || P == 0) return {grad_deltas, grad_logits};
+  const HeadRows grads = head_rows(grad_deltas, grad_logits, priors);
+  const int32_t* code_data = static_cast<const int32_t*>(code.data_ptr());
+  const int64_t* positives = int64_data(num_positives);
+  const int64_t batch_positives = total(positives, B);
+  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
+    MultiBoxImage work(heads.deltas, heads.logits, float_data(priors), held.view(), options);
+    for (int64_t image = begin; image < end; ++image) {
+      const double weight =
+          image_weight(static_cast<Normalizer>(normalizer), positives[image], batch_positives, B);
+      work.backward(image, code_data + image * P, weight * box_scale, weight * class_scale,
+                    grads.deltas, grads.logits);
+    }
+  });
+  return {grad_deltas, grad_logits};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ssd_fast, CPU, m) {
+  m.impl("multibox_loss", TORCH_BOX(&multibox_loss_cpu));
+  m.impl("multibox_loss_backward", TORCH_BOX(&multibox_loss_backward_cpu));
+}
+
+}  // namespace ssd_fast

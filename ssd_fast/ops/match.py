@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""match: the object that each prior answers for.
+
+CPU csrc/cpu/match.cpp   test tests/ops/test_match.py   benchmark benchmarks/bench_match.py
+"""
+
+import torch
+from torch import Tensor
+
+from ssd_fast.assignment import match_batch, valid_objects
+from ssd_fast.ops._arguments import (
+    check_boxes,
+    check_choice,
+    check_device,
+    check_number,
+    check_targets,
+)
+from ssd_fast.ops._library import register
+
+__all__ = ["match", "match_reference"]
+
+ASSIGN = {"last": 0, "bipartite": 1, "none": 2}
+
+
+def match(
+    priors: Tensor,
+    boxes: Tensor,
+    offsets: Tensor,
+    *,
+    iou_threshold: float = 0.5,
+    low_threshold: float | None = None,
+    strict: bool = False,
+    assign: str = "last",
+) -> Tensor:
+    """Matches priors to the objects of each image (SSD paper, section 2.2, matching strategy).
+
+    A prior goes to the object it overlaps most, the lowest index among equals, if the IoU reaches
+    the threshold. Then objects claim the prior they overlap most, the lowest index among equals.
+    Objects whose area is not positive and finite match and claim nothing, and an object that
+    overlaps no prior claims none.
+
+    Args:
+        priors: (P, 4) float32 corners.
+        boxes: (N, 4) float32 corners of the objects of all images, in the unit of the priors.
+        offsets: (B + 1,) int64; image i owns rows ``offsets[i]:offsets[i + 1]``. Offsets are
+            clamped to [0, N]; rows from ``offsets[B]`` on are ignored.
+        iou_threshold: least IoU of a match, rounded to float32 (0.5 in every SSD).
+        low_threshold: a prior without a match whose best IoU is at least this is ignored: neither
+            positive nor background. None, the default, ignores nothing.
+        strict: a match needs an IoU above the threshold (NVIDIA's ports), not just equal to it.
+        assign: how objects claim priors. "last": of several objects that claim one prior the last
+            wins (amdegroot, torchvision on the CPU). "bipartite": greedily by the globally best
+            pair, so that each object keeps a prior of its own (Caffe); ties go to the lowest
+            prior, then the lowest object. "none": objects claim nothing.
+
+    Returns:
+        (B, P) int32: index of the object within its image, -1 background, -2 ignored.
+
+    Raises:
+        ValueError: for arguments of a wrong shape, dtype, device or range.
+    """
+    check_boxes("priors", priors)
+    check_targets(boxes, offsets)
+    check_device(priors=priors, boxes=boxes, offsets=offsets)
+    check_number("iou_threshold", iou_threshold, low=0)
+    if low_threshold is not None:
+        check_number("low_threshold", low_threshold, low=0, high=iou_threshold)
+    matched: Tensor = torch.ops.ssd_fast.match.default(
+        priors,
+        boxes,
+        offsets,
+        iou_threshold,
+        low_threshold,
+        strict,
+        check_choice("assign", assign, ASSIGN),
+    )
+    return matched
+
+
+def match_reference(
+    priors: Tensor,
+    boxes: Tensor,
+    offsets: Tensor,
+    *,
+    iou_threshold: float = 0.5,
+    low_threshold: float | None = None,
+    strict: bool = False,
+    assign: str = "last",
+) -> Tensor:
+    """The definition of `match`, in plain PyTorch; takes float64 too."""
+    check_choice("assign", assign, ASSIGN)
+    return match_batch(
+        priors,
+        boxes,
+        offsets,
+        valid_objects(boxes),
+        iou_threshold=iou_threshold,
+        low_threshold=low_threshold,
+        strict=strict,
+        assign=assign,
+    )
+
+
+def _reference(
+    priors: Tensor,
+    boxes: Tensor,
+    offsets: Tensor,
+    iou_threshold: float,
+    low_threshold: float | None,
+    strict: bool,
+    assign: int,
+) -> Tensor:
+    return match_reference(
+        priors,
+        boxes,
+        offsets,
+        iou_threshold=iou_threshold,
+        low_threshold=low_threshold,
+        strict=strict,
+        assign=list(ASSIGN)[assign],
+    )
+
+
+def _fake(
+    priors: Tensor,
+    boxes: Tensor,
+    offsets: Tensor,
+    iou_threshold: float,
+    low_threshold: float | None,
+    strict: bool,
+    assign: int,
+) -> Tensor:
+    return priors.new_empty((offsets.size(0) - 1, priors.size(0)), dtype=torch.int32)
+
+
+register(
+    "match",
+    "(Tensor priors, Tensor boxes, Tensor offsets, float iou_threshold, float? low_threshold, "
+    "bool strict, int assign) -> Tensor",
+    reference=_reference,
+    fake=_fake,
+)
