@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 import torch  # noqa: F401  loads the libraries that the compiled module links to
 
 from ssd_fast import _C, priors  # _C registers the operators' compiled kernels
+from ssd_fast.multibox import MultiBoxLoss
 from ssd_fast.targets import Targets
 
-__all__ = ["_C", "Targets", "priors"]
+__all__ = ["_C", "MultiBoxLoss", "Targets", "priors"]

@@ -8,9 +8,9 @@ They are computed in float64 and rounded to float32 once.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -64,7 +64,9 @@ class PriorBoxes:
     clip: Clip | None = None
 
     def __post_init__(self) -> None:
-        """Checks the arguments."""
+        """Checks the arguments, and makes lists tuples, so that equal grids are equal."""
+        for field in fields(self):
+            object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
         levels = len(self.feature_maps)
         if levels == 0:
             raise ValueError("feature_maps: expected at least one map, got none")
@@ -181,6 +183,11 @@ def _preset(name: str, presets: Mapping[str, PriorBoxes], preset: str) -> PriorB
 
 def _pair(value: _Number | tuple[_Number, _Number]) -> tuple[_Number, _Number]:
     return value if isinstance(value, tuple) else (value, value)
+
+
+def _tuples(value: Any) -> Any:
+    """The value with every list in it made a tuple."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _check_positive(name: str, values: object) -> None:

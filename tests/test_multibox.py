@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""MultiBoxLoss: the operator as a module, its own checks, and the normalizer "world"."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ssd_fast.multibox import MultiBoxLoss
+from ssd_fast.ops import multibox_loss
+from ssd_fast.priors import PriorBoxes
+from ssd_fast.targets import Targets
+
+PRIORS = PriorBoxes(64, (8, 4), (8, 16), (16, 32), ((2,), (2,)))()
+CLASSES = 5
+
+
+def batch(images=4, dtype=torch.float32):
+    """Deltas, logits and targets; image 1 has no object."""
+    generator = torch.Generator().manual_seed(3)
+    deltas = torch.randn(images, len(PRIORS), 4, generator=generator).to(dtype)
+    logits = torch.randn(images, len(PRIORS), CLASSES, generator=generator).to(dtype)
+    targets = []
+    for i in range(images):
+        corner = torch.rand(0 if i == 1 else 2 * i + 1, 2, generator=generator) * 0.6
+        boxes = torch.cat([corner, corner + 0.1 + 0.05 * i], dim=1)
+        labels = torch.randint(1, CLASSES, (len(boxes),), generator=generator)
+        targets.append({"boxes": boxes, "labels": labels})
+    return deltas.requires_grad_(), logits.requires_grad_(), targets
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"normalizer": "image", "assign": "bipartite"}, {"min_negatives": 2, "beta": 0.5}],
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_is_the_operator(options, packed):
+    deltas, logits, targets = batch()
+    rows = Targets.pack(targets)
+    losses = MultiBoxLoss(PRIORS, **options)(deltas, logits, rows if packed else targets)
+    expected = multibox_loss(deltas, logits, PRIORS, *rows[:3], **options)
+    assert losses["bbox_regression"].equal(expected[0])
+    assert losses["classification"].equal(expected[1])
+    ours = torch.autograd.grad(sum(losses.values()), [deltas, logits])
+    theirs = torch.autograd.grad(expected[0] + expected[1], [deltas, logits])
+    assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_options_reach_the_operator():
+    deltas, logits, targets = batch()
+    empty = [targets[1]] * 4
+    assert MultiBoxLoss(PRIORS)(deltas, logits, empty)["classification"] == 0
+    losses = MultiBoxLoss(PRIORS, min_negatives=3)(deltas, logits, empty)
+    assert losses["classification"] > 0
+    assert losses["bbox_regression"] == 0
+
+
+@pytest.mark.parametrize("change", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])
+def test_priors_stay_float32(change):
+    module = nn.Sequential(nn.Linear(2, 2), MultiBoxLoss(PRIORS))
+    change(module)
+    assert module[0].weight.dtype != torch.float32
+    assert module[1].priors.equal(PRIORS)
+    assert module.to("meta")[1].priors.is_meta
+
+
+def test_priors_are_not_saved_and_not_shared():
+    module = MultiBoxLoss(PRIORS)
+    assert not module.state_dict()
+    assert module.priors.data_ptr() != PRIORS.data_ptr()
+
+
+def test_repr_shows_the_options():
+    text = repr(MultiBoxLoss(PRIORS, ratio=2.0, normalizer="image"))
+    assert f"priors={len(PRIORS)}" in text
+    assert "ratio=2.0" in text
+    assert "normalizer='image'" in text
+
+
+def test_a_list_is_checked_against_the_logits():
+    deltas, logits, targets = batch()
+    targets[2]["labels"][1] = CLASSES
+    with pytest.raises(ValueError, match=r"targets\[2\]\['labels'\]\[1\] is 5.*num_classes = 5"):
+        MultiBoxLoss(PRIORS)(deltas, logits, targets)
+    with pytest.raises(ValueError, match="targets: expected one .* each of the 4 images, got 3"):
+        MultiBoxLoss(PRIORS)(deltas, logits, targets[:3])
+
+
+def test_targets_of_another_batch_are_refused():
+    deltas, logits, targets = batch()
+    with pytest.raises(ValueError, match="offsets"):
+        MultiBoxLoss(PRIORS)(deltas, logits, Targets.pack(targets[:3]))
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="normalizer: expected .*, got 'mean'"):
+        MultiBoxLoss(PRIORS, normalizer="mean")
+    with pytest.raises(ValueError, match="priors: expected"):
+        MultiBoxLoss(PRIORS[:, :3])
+    with pytest.raises(ValueError, match="priors: expected float32"):
+        MultiBoxLoss(PRIORS.double())
+
+
+def test_without_a_process_group_the_world_is_this_process():
+    deltas, logits, targets = batch()
+    world = MultiBoxLoss(PRIORS, normalizer="world")(deltas, logits, targets)
+    alone = MultiBoxLoss(PRIORS)(deltas, logits, targets)
+    torch.testing.assert_close(world, alone, rtol=1e-6, atol=0)
+    empty = MultiBoxLoss(PRIORS, normalizer="world")(deltas, logits, [targets[1]] * 4)
+    assert sum(empty.values()) == 0
+
+
+@pytest.fixture
+def world_of_one():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("normalizer", ["positives", "world"])
+def test_compiles_whole(normalizer, world_of_one):
+    deltas, logits, targets = batch()
+    rows = Targets.pack(targets, capacity=32)
+    module = MultiBoxLoss(PRIORS, normalizer=normalizer)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(deltas, logits, rows), module(deltas, logits, rows))
+
+
+def test_the_average_of_two_processes_equals_one(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).resolve()), str(tmp_path)]
+    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    deltas, logits, targets = batch()
+    losses = MultiBoxLoss(PRIORS)(deltas, logits, targets)
+    expected = torch.autograd.grad(sum(losses.values()), [deltas, logits])
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert parts[0]["positives"] != parts[1]["positives"]
+    for name in losses:
+        mean = (parts[0]["losses"][name] + parts[1]["losses"][name]) / 2
+        torch.testing.assert_close(mean, losses[name].detach(), rtol=1e-6, atol=0)
+    for i, whole in enumerate(expected):
+        # A process sees its half of the batch; DistributedDataParallel halves the sum of both.
+        halves = torch.cat([part["gradients"][i] for part in parts]) / 2
+        torch.testing.assert_close(halves, whole, rtol=1e-5, atol=1e-8)
+
+
+def one_process(folder, rank):
+    """One of the two processes of the test above: the loss of images 2 * rank and 2 * rank + 1."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    deltas, logits, targets = batch()
+    mine = slice(2 * rank, 2 * rank + 2)
+    rows = Targets.pack(targets[mine], capacity=32)
+    a, b = (x.detach()[mine].clone().requires_grad_() for x in (deltas, logits))
+    losses = MultiBoxLoss(PRIORS, normalizer="world")(a, b, rows)
+    gradients = torch.autograd.grad(sum(losses.values()), [a, b])
+    positives = multibox_loss(a, b, PRIORS, *rows[:3])[2].sum().item()
+    losses = {name: loss.detach() for name, loss in losses.items()}
+    result = {"losses": losses, "gradients": gradients, "positives": positives}
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    one_process(sys.argv[1], int(sys.argv[2]))
