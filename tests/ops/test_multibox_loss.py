@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""multibox_loss: values, decisions and gradients against the float64 reference, edges, bad input."""
+"""multibox_loss: values, decisions, gradients against the float64 reference; edges, bad input."""
 
 import math
 
