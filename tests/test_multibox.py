@@ -87,7 +87,7 @@ def test_a_list_is_checked_against_the_logits():
     targets[2]["labels"][1] = CLASSES
     with pytest.raises(ValueError, match=r"targets\[2\]\['labels'\]\[1\] is 5.*num_classes = 5"):
         MultiBoxLoss(PRIORS)(deltas, logits, targets)
-    with pytest.raises(ValueError, match="targets: expected one .* each of the 4 images, got 3"):
+    with pytest.raises(ValueError, match=r"targets: expected one .* each of the 4 images, got 3"):
         MultiBoxLoss(PRIORS)(deltas, logits, targets[:3])
 
 
@@ -98,7 +98,7 @@ def test_targets_of_another_batch_are_refused():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="normalizer: expected .*, got 'mean'"):
+    with pytest.raises(ValueError, match=r"normalizer: expected .*, got 'mean'"):
         MultiBoxLoss(PRIORS, normalizer="mean")
     with pytest.raises(ValueError, match="priors: expected"):
         MultiBoxLoss(PRIORS[:, :3])

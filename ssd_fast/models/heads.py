@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The prediction layers of SSD, and the flat view of what they predict."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MultiBoxHeads", "concatenate_maps", "xavier_uniform"]
+
+
+class MultiBoxHeads(nn.Module):
+    """3x3 convolutions that predict, at each cell of each map, 4 offsets and C scores a box.
+
+    Channel `a * K + k` of a map is number k of the cell's box a (SSD paper, section 2.1). The maps
+    go to the loss and to detection as they are.
+
+    Args:
+        in_channels: of each feature map.
+        boxes_per_cell: A of each feature map.
+        num_classes: C, background included.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], boxes_per_cell: Sequence[int], num_classes: int
+    ) -> None:
+        super().__init__()
+        levels = list(zip(in_channels, boxes_per_cell, strict=True))
+        self.regression = nn.ModuleList(nn.Conv2d(c, a * 4, 3, padding=1) for c, a in levels)
+        self.classification = nn.ModuleList(
+            nn.Conv2d(c, a * num_classes, 3, padding=1) for c, a in levels
+        )
+        xavier_uniform(self)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Offsets and scores of every level.
+
+        Args:
+            maps: one (B, C', H, W) a level.
+
+        Returns:
+            deltas, a list of (B, A * 4, H, W), and logits, a list of (B, A * C, H, W).
+        """
+        deltas = [conv(x) for conv, x in zip(self.regression, maps, strict=True)]
+        logits = [conv(x) for conv, x in zip(self.classification, maps, strict=True)]
+        return deltas, logits
+
+
+def concatenate_maps(maps: Sequence[Tensor], columns: int) -> Tensor:
+    """Heads' maps as one tensor, a row for each prior: a permutation and a copy.
+
+    Args:
+        maps: one (B, A * K, H, W) a level.
+        columns: K, 4 for deltas, the number of classes for logits.
+
+    Returns:
+        (B, P, K), rows in the order level, row, column, box, as the priors'.
+    """
+    rows = [torch.unflatten(x, 1, (-1, columns)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in maps]
+    return torch.cat(rows, dim=1)
+
+
+def xavier_uniform(module: nn.Module) -> None:
+    """Fills the weights of all convolutions Xavier-uniform and their biases with 0, as Caffe's SSD.
+
+    Args:
+        module: whose convolutions.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""SSD: Single Shot MultiBox Detector (Liu et al., 2016, arXiv:1512.02325)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+
+from ssd_fast.models.heads import MultiBoxHeads, concatenate_maps
+from ssd_fast.models.transform import ImageTransform, relative_targets
+from ssd_fast.models.vgg import EXTRAS_300, EXTRAS_512, VGG16, Extra
+from ssd_fast.multibox import MultiBoxLoss
+
+from ssd_fast.priors import SSD300, SSD512, PriorBoxes
+from ssd_fast.targets import Targets
+
+if TYPE_CHECKING:
+    from ssd_fast.detections import Detections
+
+__all__ = ["SSD", "ssd300_vgg16", "ssd512_vgg16"]
+
+_MEAN = (0.48235, 0.45882, 0.40784)
+_STD = (1 / 255, 1 / 255, 1 / 255)
+
+
+class SSD(nn.Module):
+    """A single-shot detector: a backbone, heads on each of its maps, and the fused loss and detect.
+
+    The contract is that of torchvision's detection models. `model(images, targets)` in training
+    gives the two losses; `model(images)` in evaluation gives a dictionary of boxes, scores and
+    labels for each image, in pixels of the image as it came. Images are a list of (3, H, W) of any
+    sizes, or one (B, 3, H, W), floating in [0, 1] or uint8; they are resized to S x S and
+    normalised inside. Class 0 is the background.
+
+    The path without a copy or a synchronisation, which `torch.compile(fullgraph=True)` takes
+    whole: a (B, 3, S, S) tensor and packed `Targets` in training, `detect_padded` in evaluation.
+
+    Args:
+        backbone: maps (B, 3, S, S) to a list of feature maps; has `out_channels`, one a map.
+        num_classes: C, background included.
+        priors: (P, 4) float32 corners in [0, 1], in the order of the maps.
+        boxes_per_cell: how many priors a cell of each map carries.
+        image_size: S.
+        image_mean: subtracted from each channel of the images in [0, 1].
+        image_std: divides each channel after that.
+        score_threshold: detections have a score above it.
+        top_k: candidates of each class that go into NMS, by score.
+        iou_threshold: of NMS: a detection overlaps no better one of its class by more.
+        max_detections: of an image, by score.
+        loss: options of `MultiBoxLoss`, such as `{"min_negatives": 3}`.
+
+    Raises:
+        ValueError: fewer than 2 classes, or a backbone and `boxes_per_cell` of different lengths.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        priors: Tensor,
+        boxes_per_cell: Sequence[int],
+        image_size: int,
+        image_mean: Sequence[float] = _MEAN,
+        image_std: Sequence[float] = _STD,
+        score_threshold: float = 0.01,
+        top_k: int = 400,
+        iou_threshold: float = 0.45,
+        max_detections: int = 200,
+        loss: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(
+                f"num_classes: expected the background and at least one class, got {num_classes}"
+            )
+        channels: Sequence[int] = backbone.out_channels  # type: ignore[assignment]
+        if len(channels) != len(boxes_per_cell):
+            raise ValueError(
+                f"boxes_per_cell: expected one number for each of the backbone's {len(channels)}"
+                f" maps, got {len(boxes_per_cell)}"
+            )
+        self.num_classes = num_classes
+        self.score_threshold = score_threshold
+        self.top_k = top_k
+        self.iou_threshold = iou_threshold
+        self.max_detections = max_detections
+        self.transform = ImageTransform(image_size, image_mean, image_std)
+        self.backbone = backbone
+        self.heads = MultiBoxHeads(channels, boxes_per_cell, num_classes)
+        self.loss = MultiBoxLoss(priors, **(loss or {}))
+        self._architecture: dict[str, Any] | None = None
+
+    def forward(
+        self,
+        images: Tensor | Sequence[Tensor],
+        targets: Targets | Sequence[Mapping[str, Tensor]] | None = None,
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training, detections in evaluation.
+
+        Args:
+            images: a list of (3, H, W), of any sizes, or one (B, 3, H, W).
+            targets: needed in training, left aside in evaluation. A list of dictionaries, one an
+                image: "boxes" (n, 4) in pixels of that image, "labels" (n,); n may be 0. Or
+                `Targets` with boxes in [0, 1].
+
+        Returns:
+            In training "bbox_regression" and "classification", float32 scalars. In evaluation a
+            list of dictionaries, one an image: "boxes" (k, 4) float32 in pixels of that image,
+            "scores" (k,) float32, falling, and "labels" (k,) int64. A batch of no images has no
+            detections, an empty list.
+
+        Raises:
+            TypeError: an image or a target of the wrong type.
+            ValueError: training without images or targets, wrong shapes or devices, or an object
+                that no detector can learn from; the message names the image and the object.
+        """
+        batch, sizes = self.transform(images)
+        if not self.training:
+            return self._detect(batch).to_list(sizes) if sizes else []
+        if targets is None:
+            raise ValueError("targets: needed in training; model.eval() makes detections instead")
+        self._check_batch(len(sizes))
+        if not isinstance(targets, Targets):
+            background: int = self.loss.options["background_index"]
+            targets = relative_targets(targets, sizes, self.num_classes, background, batch.device)
+        deltas, logits = self._heads(batch)
+        losses: dict[str, Tensor] = self.loss(deltas, logits, targets)
+        return losses
+
+    def detect_padded(self, images: Tensor | Sequence[Tensor]) -> "Detections":
+        """Detections with fixed shapes, without waiting for the device.
+
+        Args:
+            images: as in `forward`.
+
+        Returns:
+            `Detections` of B x `max_detections` rows, boxes in [0, 1] of each image.
+        """
+        return self._detect(self.transform(images)[0])
+
+    def head_maps(self, images: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """What the heads predict, as the loss and `ssd_fast.ops.detect` take it in place.
+
+        Args:
+            images: as in `forward`.
+
+        Returns:
+            deltas, a list of (B, A * 4, H, W), and logits, a list of (B, A * C, H, W), in the
+            dtype that the model computes in.
+        """
+        return self._heads(self.transform(images)[0])
+
+    def head_outputs(self, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """What the heads predict, one row for each prior: a copy of `head_maps`.
+
+        Args:
+            images: as in `forward`.
+
+        Returns:
+            deltas (B, P, 4) and logits (B, P, C).
+        """
+        deltas, logits = self.head_maps(images)
+        return concatenate_maps(deltas, 4), concatenate_maps(logits, self.num_classes)
+
+    @property
+    def priors(self) -> Tensor:
+        """(P, 4) float32 corners in [0, 1]."""
+        return self.loss.priors
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All options, as JSON knows them: `SSD.from_config(config)` builds the model again.
+
+        The process group of the loss is not in it.
+
+        Raises:
+            ValueError: the model was not built by one of this module's functions.
+        """
+        if self._architecture is None:
+            raise ValueError("config: only for models that a function such as ssd300_vgg16 built")
+        loss = {k: list(v) if isinstance(v, tuple) else v for k, v in self.loss.options.items()}
+        written = self._architecture["priors"]
+        return {
+            **self._architecture,
+            "priors": self.priors.tolist() if written is None else written,
+            "num_classes": self.num_classes,
+            "image_mean": list(self.transform.image_mean),
+            "image_std": list(self.transform.image_std),
+            "score_threshold": self.score_threshold,
+            "top_k": self.top_k,
+            "iou_threshold": self.iou_threshold,
+            "max_detections": self.max_detections,
+            "loss": loss,
+        }
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> "SSD":
+        """Builds the model that a `config` describes, with new weights.
+
+        Args:
+            config: as `SSD.config` gives it, also after JSON.
+
+        Returns:
+            A new model.
+
+        Raises:
+            ValueError: an unknown architecture.
+        """
+        options = dict(config)
+        name = options.pop("architecture", None)
+        if name not in _ARCHITECTURES:
+            known = ", ".join(map(repr, _ARCHITECTURES))
+            raise ValueError(f"config: expected an architecture of {known}, got {name!r}")
+        return _ARCHITECTURES[name](**options)
+
+    def _check_batch(self, images: int) -> None:
+        """Raises ValueError if that many images cannot be trained on."""
+        if images == 0:
+            raise ValueError("images: expected at least one image to train on, got none")
+        if images == 1 and any(
+            isinstance(module, nn.BatchNorm2d) and module.training
+            for module in self.backbone.modules()
+        ):
+            raise ValueError(
+                "images: batch norm trains on at least two images (the last map has one cell),"
+                " got one; drop a last batch of one, or freeze the norm with .eval()"
+            )
+
+    def _heads(self, batch: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The heads' maps of a normalised (B, 3, S, S) batch."""
+        dtype = next(self.heads.parameters()).dtype
+        deltas, logits = self.heads(self.backbone(batch.to(dtype)))
+        return deltas, logits
+
+    def _detect(self, batch: Tensor) -> "Detections":
+        from ssd_fast.ops.detect import detect
+
+        deltas, logits = self._heads(batch)
+        return detect(
+            deltas,
+            logits,
+            self.priors,
+            score_threshold=self.score_threshold,
+            top_k=self.top_k,
+            iou_threshold=self.iou_threshold,
+            max_detections=self.max_detections,
+            variances=self.loss.options["variances"],
+            background_index=self.loss.options["background_index"],
+            clip=(0.0, 0.0, 1.0, 1.0),
+        )
+
+
+def ssd300_vgg16(
+    num_classes: int,
+    *,
+    width: float = 1.0,
+    norm: bool = False,
+    priors: str | PriorBoxes | Tensor = "voc",
+    **options: Any,
+) -> SSD:
+    """SSD300 on VGG16: 8732 boxes from maps of side 38, 19, 10, 5, 3 and 1 (SSD paper, figure 2).
+
+    Args:
+        num_classes: C, background included: 21 for Pascal VOC.
+        width: factor on the number of channels of every layer; 0.125 is a slim model with the same
+            boxes that trains on a CPU in minutes.
+        norm: batch norm after each convolution of the backbone.
+        priors: a preset of `ssd_fast.priors.ssd300`, a `PriorBoxes` of the same maps, or (8732, 4)
+            float32 corners in [0, 1].
+        **options: of `SSD`: image_mean, image_std, score_threshold, top_k, iou_threshold,
+            max_detections, loss.
+
+    Returns:
+        A model in training mode, with random weights.
+
+    Raises:
+        ValueError: an option out of range, or priors that do not fit the maps.
+
+    Example:
+        >>> model = ssd300_vgg16(21).eval()
+        >>> model([torch.rand(3, 375, 500)])[0].keys()
+        dict_keys(['boxes', 'scores', 'labels'])
+    """
+    return _ssd_vgg16(
+        "ssd300_vgg16",
+        SSD300,
+        EXTRAS_300,
+        priors,
+        image_size=300,
+        num_classes=num_classes,
+        width=width,
+        norm=norm,
+        **options,
+    )
+
+
+def ssd512_vgg16(
+    num_classes: int,
+    *,
+    width: float = 1.0,
+    norm: bool = False,
+    priors: str | PriorBoxes | Tensor = "voc",
+    **options: Any,
+) -> SSD:
+    """SSD512 on VGG16: 24564 boxes from maps of side 64, 32, 16, 8, 4, 2 and 1.
+
+    Args:
+        num_classes: C, background included.
+        width: factor on the number of channels of every layer.
+        norm: batch norm after each convolution of the backbone.
+        priors: a preset of `ssd_fast.priors.ssd512`, a `PriorBoxes` of the same maps, or (24564, 4)
+            float32 corners in [0, 1].
+        **options: of `SSD`, as in `ssd300_vgg16`.
+
+    Returns:
+        A model in training mode, with random weights.
+
+    Raises:
+        ValueError: an option out of range, or priors that do not fit the maps.
+    """
+    return _ssd_vgg16(
+        "ssd512_vgg16",
+        SSD512,
+        EXTRAS_512,
+        priors,
+        image_size=512,
+        num_classes=num_classes,
+        width=width,
+        norm=norm,
+        **options,
+    )
+
+
+_ARCHITECTURES: dict[str, Callable[..., SSD]] = {
+    "ssd300_vgg16": ssd300_vgg16,
+    "ssd512_vgg16": ssd512_vgg16,
+}
+
+
+def _ssd_vgg16(
+    architecture: str,
+    presets: Mapping[str, PriorBoxes],
+    extras: Sequence[Extra],
+    priors: str | PriorBoxes | Tensor,
+    *,
+    image_size: int,
+    width: float,
+    norm: bool,
+    **options: Any,
+) -> SSD:
+    """What the two models share."""
+    boxes, boxes_per_cell, written = _resolve_priors(architecture, presets, priors)
+    model = SSD(
+        VGG16(extras, width=width, norm=norm),
+        priors=boxes,
+        boxes_per_cell=boxes_per_cell,
+        image_size=image_size,
+        **options,
+    )
+    # A grid given as a tensor is written down only when somebody asks for the config.
+    model._architecture = {
+        "architecture": architecture,
+        "width": width,
+        "norm": norm,
+        "priors": written,
+    }
+    return model
+
+
+def _resolve_priors(
+    architecture: str,
+    presets: Mapping[str, PriorBoxes],
+    priors: str | PriorBoxes | Tensor | Mapping[str, Any] | Sequence[Sequence[float]],
+) -> tuple[Tensor, Sequence[int], Any]:
+    """The boxes (P, 4), how many a cell carries, and how `SSD.config` writes them down.
+
+    What `SSD.config` wrote is taken too: a dictionary for a `PriorBoxes`, rows for a tensor.
+    """
+    standard = presets["voc"]
+    if isinstance(priors, str):
+        if priors not in presets:
+            names = ", ".join(map(repr, presets))
+            raise ValueError(f"priors: {architecture} has the presets {names}, got {priors!r}")
+        return presets[priors](), standard.boxes_per_cell, priors
+    grid = PriorBoxes(**priors) if isinstance(priors, Mapping) else priors
+    if isinstance(grid, PriorBoxes):
+        if grid.feature_maps != standard.feature_maps:
+            raise ValueError(
+                f"priors: expected the feature maps of {architecture}, {standard.feature_maps},"
+                f" got {grid.feature_maps}"
+            )
+        return grid(), grid.boxes_per_cell, asdict(grid)
+    boxes = torch.as_tensor(grid, dtype=torch.float32)
+    if boxes.shape != (len(standard), 4):
+        raise ValueError(
+            f"priors: expected ({len(standard)}, 4) corners for {architecture},"
+            f" got {tuple(boxes.shape)}"
+        )
+    return boxes, standard.boxes_per_cell, None
