@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "box.h"
+
 namespace ssd_fast {
 
 struct Variances {
@@ -29,30 +31,26 @@ inline float scale_limit(const std::optional<double>& max_log_scale) {
                        : std::numeric_limits<float>::infinity();
 }
 
-// Writes the 4 offsets that lead from a prior to a box, both corners.
-inline void encode_box(const float* box, const float* prior, const Variances& variances,
-                       float* out) {
-  const float pw = prior[2] - prior[0], ph = prior[3] - prior[1];
-  out[0] = ((box[0] + box[2]) * 0.5f - (prior[0] + prior[2]) * 0.5f) / (pw * variances.x);
-  out[1] = ((box[1] + box[3]) * 0.5f - (prior[1] + prior[3]) * 0.5f) / (ph * variances.y);
-  out[2] = std::log((box[2] - box[0]) / pw) / variances.w;
-  out[3] = std::log((box[3] - box[1]) / ph) / variances.h;
+// Writes the 4 offsets that lead from a prior to a box.
+inline void encode_box(const Box& box, const Box& prior, const Variances& variances, float* out) {
+  const float pw = prior.x2 - prior.x1, ph = prior.y2 - prior.y1;
+  out[0] = ((box.x1 - prior.x1) + (box.x2 - prior.x2)) * 0.5f / (pw * variances.x);
+  out[1] = ((box.y1 - prior.y1) + (box.y2 - prior.y2)) * 0.5f / (ph * variances.y);
+  out[2] = std::log((box.x2 - box.x1) / pw) / variances.w;
+  out[3] = std::log((box.y2 - box.y1) / ph) / variances.h;
 }
 
-// Writes the corners that 4 offsets lead to from a prior. NaN stays NaN.
-inline void decode_box(const float* delta, const float* prior, const Variances& variances,
-                       float max_log_scale, float* out) {
-  const float pw = prior[2] - prior[0], ph = prior[3] - prior[1];
-  const float cx = (delta[0] * variances.x) * pw + (prior[0] + prior[2]) * 0.5f;
-  const float cy = (delta[1] * variances.y) * ph + (prior[1] + prior[3]) * 0.5f;
+// The box that 4 offsets lead to from a prior. NaN stays NaN.
+inline Box decode_box(const float* delta, const Box& prior, const Variances& variances,
+                      float max_log_scale) {
+  const float pw = prior.x2 - prior.x1, ph = prior.y2 - prior.y1;
+  const float cx = (delta[0] * variances.x) * pw + (prior.x1 + prior.x2) * 0.5f;
+  const float cy = (delta[1] * variances.y) * ph + (prior.y1 + prior.y2) * 0.5f;
   float log_w = delta[2] * variances.w, log_h = delta[3] * variances.h;
   log_w = log_w > max_log_scale ? max_log_scale : log_w;
   log_h = log_h > max_log_scale ? max_log_scale : log_h;
   const float half_w = std::exp(log_w) * pw * 0.5f, half_h = std::exp(log_h) * ph * 0.5f;
-  out[0] = cx - half_w;
-  out[1] = cy - half_h;
-  out[2] = cx + half_w;
-  out[3] = cy + half_h;
+  return {cx - half_w, cy - half_h, cx + half_w, cy + half_h};
 }
 
 }  // namespace ssd_fast

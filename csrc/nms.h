@@ -11,6 +11,7 @@
 #include <limits>
 #include <vector>
 
+#include "box.h"
 #include "rows.h"
 
 namespace ssd_fast {
@@ -23,12 +24,10 @@ inline float round_down(double value) {
   return std::nextafter(nearest, -std::numeric_limits<float>::infinity());
 }
 
-inline bool is_finite_box(const float* box) {
-  return std::isfinite(box[0]) && std::isfinite(box[1]) && std::isfinite(box[2]) &&
-         std::isfinite(box[3]);
+inline bool is_finite(const Box& box) {
+  return std::isfinite(box.x1) && std::isfinite(box.y1) && std::isfinite(box.x2) &&
+         std::isfinite(box.y2);
 }
-
-inline float area_of(const float* box) { return (box[2] - box[0]) * (box[3] - box[1]); }
 
 // Sorting these in ascending order sorts by score, best first, then by index. -0.0 equals 0.0.
 inline uint64_t score_key(float score, uint32_t index) {
@@ -41,40 +40,44 @@ inline uint64_t score_key(float score, uint32_t index) {
 struct KeptBlock {
   static constexpr int kBoxes = 16;
   float x1[kBoxes], y1[kBoxes], x2[kBoxes], y2[kBoxes], area[kBoxes];
-  int32_t next;  // block of the same class, or -1
-  int32_t used;
+  int32_t used = 0;
+  int32_t next = -1;  // block of the same class
 
-  KeptBlock() : x1{}, y1{}, x2{}, y2{}, next(-1), used(0) {
-    // An unused place suppresses nothing: its overlap is NaN.
+  KeptBlock() : x1{}, y1{}, x2{}, y2{} {
+    // A place not used yet suppresses nothing: its overlap is NaN.
     std::fill(area, area + kBoxes, std::numeric_limits<float>::quiet_NaN());
+  }
+
+  void add(const Box& box, float box_area) {
+    x1[used] = box.x1;
+    y1[used] = box.y1;
+    x2[used] = box.x2;
+    y2[used] = box.y2;
+    area[used++] = box_area;
   }
 };
 
-// Whether a box of the block overlaps `box` by more than `threshold`, by the arithmetic of
+// Whether a box of the block overlaps `box` by more than `threshold`, in the arithmetic of
 // torchvision's CPU kernel: inter / (area_a + area_b - inter) > threshold.
-inline bool block_suppresses(const KeptBlock& kept, const float* box, float area,
-                             float threshold) {
+inline bool suppresses(const KeptBlock& kept, const Box& box, float box_area, float threshold) {
   float inter[KeptBlock::kBoxes], area_of_union[KeptBlock::kBoxes];
-  uint32_t near = 0;
+  int32_t near = 0;
   for (int i = 0; i < KeptBlock::kBoxes; ++i) {
-    const float x1 = kept.x1[i] > box[0] ? kept.x1[i] : box[0];
-    const float y1 = kept.y1[i] > box[1] ? kept.y1[i] : box[1];
-    const float x2 = kept.x2[i] < box[2] ? kept.x2[i] : box[2];
-    const float y2 = kept.y2[i] < box[3] ? kept.y2[i] : box[3];
-    float width = x2 - x1, height = y2 - y1;
-    width = width > 0.0f ? width : 0.0f;
-    height = height > 0.0f ? height : 0.0f;
+    const float x1 = kept.x1[i] > box.x1 ? kept.x1[i] : box.x1;
+    const float y1 = kept.y1[i] > box.y1 ? kept.y1[i] : box.y1;
+    const float x2 = kept.x2[i] < box.x2 ? kept.x2[i] : box.x2;
+    const float y2 = kept.y2[i] < box.y2 ? kept.y2[i] : box.y2;
+    const float width = x2 - x1 > 0.0f ? x2 - x1 : 0.0f;
+    const float height = y2 - y1 > 0.0f ? y2 - y1 : 0.0f;
     inter[i] = width * height;
-    area_of_union[i] = kept.area[i] + area - inter[i];
-    // Spares the division: a quotient rounds above a threshold >= 0 only where the union is not
-    // negative and inter > threshold * union, thus, rounding being monotonic, only where this holds.
-    near |= static_cast<uint32_t>(inter[i] >= threshold * area_of_union[i]);
+    area_of_union[i] = kept.area[i] + box_area - inter[i];
+    // Spares most divisions: a quotient rounds to above a threshold >= 0 only where the union is
+    // not negative and inter > threshold * union, and there, rounding being monotonic, this holds.
+    near |= inter[i] >= area_of_union[i] * threshold;
   }
-  if (near == 0 && threshold >= 0.0f) return false;
-  uint32_t over = 0;
-  for (int i = 0; i < KeptBlock::kBoxes; ++i) {
-    over |= static_cast<uint32_t>(inter[i] / area_of_union[i] > threshold);
-  }
+  if (threshold >= 0.0f && near == 0) return false;
+  int32_t over = 0;
+  for (int i = 0; i < KeptBlock::kBoxes; ++i) over |= inter[i] / area_of_union[i] > threshold;
   return over != 0;
 }
 
@@ -83,27 +86,21 @@ class KeptBoxes {
  public:
   explicit KeptBoxes(int64_t classes) : chains_(classes) {}
 
-  bool suppress(int64_t label, const float* box, float area, float threshold) const {
-    for (int32_t i = chains_[label].first; i >= 0; i = blocks_[i].next) {
-      if (block_suppresses(blocks_[i], box, area, threshold)) return true;
-    }
-    return false;
-  }
-
-  void add(int64_t label, const float* box, float area) {
+  // Keeps the box unless one kept before suppresses it; says whether it did.
+  bool keep(int64_t label, const Box& box, float threshold) {
     Chain& chain = chains_[label];
+    const float box_area = area(box);
+    for (int32_t i = chain.first; i >= 0; i = blocks_[i].next) {
+      if (suppresses(blocks_[i], box, box_area, threshold)) return false;
+    }
     if (chain.last < 0 || blocks_[chain.last].used == KeptBlock::kBoxes) {
       const int32_t fresh = static_cast<int32_t>(blocks_.size());
       blocks_.emplace_back();
       (chain.last < 0 ? chain.first : blocks_[chain.last].next) = fresh;
       chain.last = fresh;
     }
-    KeptBlock& block = blocks_[chain.last];
-    block.x1[block.used] = box[0];
-    block.y1[block.used] = box[1];
-    block.x2[block.used] = box[2];
-    block.y2[block.used] = box[3];
-    block.area[block.used++] = area;
+    blocks_[chain.last].add(box, box_area);
+    return true;
   }
 
  private:
@@ -121,8 +118,7 @@ inline int64_t number_classes(const int64_t* idxs, int64_t n, std::vector<int64_
   distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
   labels->resize(n);
   for (int64_t i = 0; i < n; ++i) {
-    (*labels)[i] =
-        std::lower_bound(distinct.begin(), distinct.end(), idxs[i]) - distinct.begin();
+    (*labels)[i] = std::lower_bound(distinct.begin(), distinct.end(), idxs[i]) - distinct.begin();
   }
   return static_cast<int64_t>(distinct.size());
 }
@@ -134,7 +130,7 @@ inline std::vector<int64_t> nms(const float* boxes, const float* scores, const i
   std::vector<uint64_t> order;
   order.reserve(n);
   for (int64_t i = 0; i < n; ++i) {
-    if (std::isfinite(scores[i]) && is_finite_box(boxes + 4 * i)) {
+    if (std::isfinite(scores[i]) && is_finite(box_at(boxes, i))) {
       order.push_back(score_key(scores[i], static_cast<uint32_t>(i)));
     }
   }
@@ -145,12 +141,7 @@ inline std::vector<int64_t> nms(const float* boxes, const float* scores, const i
   std::vector<int64_t> keep;
   for (const uint64_t key : order) {
     const int64_t i = static_cast<uint32_t>(key);
-    const float* box = boxes + 4 * i;
-    const float area = area_of(box);
-    const int64_t label = idxs == nullptr ? 0 : labels[i];
-    if (kept.suppress(label, box, area, threshold)) continue;
-    kept.add(label, box, area);
-    keep.push_back(i);
+    if (kept.keep(idxs == nullptr ? 0 : labels[i], box_at(boxes, i), threshold)) keep.push_back(i);
   }
   return keep;
 }

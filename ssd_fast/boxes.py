@@ -11,7 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_LOG_SCALE", "box_area", "box_iou", "decode_boxes", "encode_boxes", "four_variances"]
+__all__ = [
+    "MAX_LOG_SCALE",
+    "box_area",
+    "box_iou",
+    "decode_boxes",
+    "encode_boxes",
+    "four_variances",
+    "greedy_nms",
+]
 
 MAX_LOG_SCALE = math.log(1000 / 16)
 """Largest log-scale that decoding lets through, as in torchvision's ``BoxCoder``."""
@@ -126,3 +134,52 @@ def decode_boxes(
         log_w, log_h = log_w.clamp(max=max_log_scale), log_h.clamp(max=max_log_scale)
     half_w, half_h = log_w.exp() * pw * 0.5, log_h.exp() * ph * 0.5
     return torch.stack((cx - half_w, cy - half_h, cx + half_w, cy + half_h), dim=-1)
+
+
+def greedy_nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, idxs: Tensor | None = None
+) -> Tensor:
+    """Indices of the boxes that greedy non-maximum suppression keeps, best first.
+
+    A box is kept if no better kept box of its class overlaps it by more than the threshold. Of
+    equal scores the lower index is better; boxes and scores that are not finite are never kept.
+    The overlap is that of torchvision's CPU kernel, ``inter / (area_a + area_b - inter)``, NaN
+    where the areas make it 0 / 0; NaN suppresses nothing.
+
+    Args:
+        boxes: (N, 4) corners.
+        scores: (N,) of the dtype of ``boxes``.
+        iou_threshold: compared with overlaps as real numbers.
+        idxs: (N,) class of each box, None for one class.
+
+    Returns:
+        (kept,) int64.
+    """
+    finite = boxes.isfinite().all(dim=-1) & scores.isfinite()
+    order = finite.nonzero().squeeze(1)
+    order = order[scores[order].sort(descending=True, stable=True).indices]
+    boxes = boxes[order]
+    classes = None if idxs is None else idxs[order]
+    threshold = _round_down(iou_threshold, boxes.dtype)
+    area = box_area(boxes)
+    keep = torch.ones_like(order, dtype=torch.bool)
+    for i in range(order.numel()):
+        if not keep[i]:
+            continue
+        low = torch.maximum(boxes[i, :2], boxes[i + 1 :, :2])
+        high = torch.minimum(boxes[i, 2:], boxes[i + 1 :, 2:])
+        width, height = (high - low).clamp(min=0).unbind(-1)
+        inter = width * height
+        over = inter / (area[i] + area[i + 1 :] - inter) > threshold
+        if classes is not None:
+            over &= classes[i + 1 :] == classes[i]
+        keep[i + 1 :] &= ~over
+    return order[keep]
+
+
+def _round_down(value: float, dtype: torch.dtype) -> float:
+    """The largest number of ``dtype`` that is not above ``value``."""
+    nearest = torch.tensor(value, dtype=dtype, device="cpu")
+    if nearest.item() > value:
+        nearest = nearest.nextafter(torch.full_like(nearest, -math.inf))
+    return nearest.item()

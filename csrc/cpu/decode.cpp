@@ -2,7 +2,7 @@
 // CPU kernels of ssd_fast::encode and ssd_fast::decode. Contract: ssd_fast/ops/decode.py.
 #include "../decode.h"
 
-#include <limits>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -35,7 +35,7 @@ Tensor encode_cpu(const Tensor& boxes_in, const Tensor& priors_in,
   float* const out = static_cast<float*>(offsets.mutable_data_ptr());
   torch::stable::parallel_for(0, boxes.numel() / 4, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      encode_box(box + 4 * r, prior + 4 * (r % period), variances, out + 4 * r);
+      encode_box(box_at(box, r), box_at(prior, r % period), variances, out + 4 * r);
     }
   });
   return offsets;
@@ -58,7 +58,8 @@ Tensor decode_cpu(const Tensor& deltas_in, const Tensor& priors_in,
       for (int64_t r = begin; r < end; ++r) {
         float row[4];
         load_row(delta + 4 * r, 1, 4, row);
-        decode_box(row, prior + 4 * (r % period), variances, limit, out + 4 * r);
+        const Box box = decode_box(row, box_at(prior, r % period), variances, limit);
+        std::memcpy(out + 4 * r, &box, sizeof(box));
       }
     });
   });

@@ -42,8 +42,7 @@ Tensor batched_nms_cpu(const Tensor& boxes, const Tensor& scores, const Tensor& 
 }
 
 std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& boxes, const Tensor& scores,
-                                          double iou_threshold,
-                                          const std::optional<Tensor>& idxs) {
+                                          double iou_threshold, const std::optional<Tensor>& idxs) {
   const std::vector<int64_t> keep = keep_of(boxes, scores, idxs, iou_threshold);
   Tensor padded = torch::stable::new_empty(boxes, {boxes.size(0)}, ScalarType::Long);
   Tensor count = torch::stable::new_empty(boxes, {}, ScalarType::Long);

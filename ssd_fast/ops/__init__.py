@@ -1,15 +1,34 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The operators: one file each, with contract, public function, reference, schema and fake."""
 
+from ssd_fast.ops.decode import decode, decode_reference, encode, encode_reference
 from ssd_fast.ops.match import match, match_reference
 from ssd_fast.ops.mine import mine, mine_reference
 from ssd_fast.ops.multibox_loss import multibox_loss, multibox_loss_reference
+from ssd_fast.ops.nms import (
+    batched_nms,
+    batched_nms_reference,
+    nms,
+    nms_padded,
+    nms_padded_reference,
+    nms_reference,
+)
 
 __all__ = [
+    "batched_nms",
+    "batched_nms_reference",
+    "decode",
+    "decode_reference",
+    "encode",
+    "encode_reference",
     "match",
     "match_reference",
     "mine",
     "mine_reference",
     "multibox_loss",
     "multibox_loss_reference",
+    "nms",
+    "nms_padded",
+    "nms_padded_reference",
+    "nms_reference",
 ]

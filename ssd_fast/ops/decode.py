@@ -162,7 +162,8 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        d_boxes, d_priors = encode_backward(grads[0], *ctx.saved_tensors, ctx.variances)
+        boxes, priors = ctx.saved_tensors
+        d_boxes, d_priors = encode_backward(grads[0], boxes, priors, ctx.variances)
         return d_boxes, _sum_leading(d_priors), None
 
 
