@@ -22,7 +22,8 @@ __all__ = ["ShapesDataset"]
 _MIN_VISIBLE = 0.3  # of an object: nobody can ask a detector for one that shows less
 _MIN_SIDE, _MAX_SIDE = 0.1, 0.5  # of the scene: 30 to 150 pixels of 300
 _MIN_CONTRAST = 0.35  # distance of an object's RGB in [0, 1] from both colours of the ground
-_TRIES = 200
+_TRIES = 200  # outlines drawn for each object before the scene stays with fewer
+_LEAST_TEXTURE = 300
 _SPARE = 212  # rows and columns by which a texture exceeds the scene, so that crops of it differ
 
 Colour = tuple[float, float, float]
@@ -119,7 +120,8 @@ class ShapesDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             "labels": torch.tensor([item.label for item in objects], dtype=torch.int64),
             "difficult": torch.zeros(len(objects), dtype=torch.bool),
         }
-        return canvas.to(torch.uint8), target
+        # By way of int16, because the direct conversion is not vectorised: four times slower.
+        return canvas.to(torch.int16).to(torch.uint8), target
 
 
 def _place_objects(random: Random, size: int, count: int) -> list[_Object]:
@@ -127,21 +129,22 @@ def _place_objects(random: Random, size: int, count: int) -> list[_Object]:
     objects: list[_Object] = []
     areas: list[int] = []  # pixels of each object
     visible: list[int] = []  # those that no later object covers
-    owner = torch.zeros((size, size), dtype=torch.uint8)  # the topmost object, from 1; 0 is ground
+    owner = torch.ones((size, size), dtype=torch.uint8)  # 1 is ground, i + 2 object i, the topmost
     for _ in range(_TRIES * count):
         if len(objects) == count:
             break
         item = _draw_outline(random, size)
         inside = item.alpha >= 0.5
         window = owner[item.rows, item.columns]
-        covered = torch.bincount((window * inside).view(-1), minlength=count + 1).tolist()[1:]
-        left = [seen - hidden for seen, hidden in zip(visible, covered, strict=False)]
+        # Pixels by what the object would cover: 0 stands for those outside it.
+        covered = torch.bincount((window * inside).view(-1), minlength=count + 2).tolist()
+        left = [seen - hidden for seen, hidden in zip(visible, covered[2:], strict=False)]
         if any(seen < _MIN_VISIBLE * area for seen, area in zip(left, areas, strict=True)):
             continue
         objects.append(item)
-        areas.append(int(inside.sum()))
+        areas.append(sum(covered[1:]))
         visible = [*left, areas[-1]]
-        window.masked_fill_(inside, len(objects))
+        window.masked_fill_(inside, len(objects) + 1)
     return objects
 
 
@@ -168,8 +171,8 @@ def _coverage(outline: _Outline, scale: float, x: Tensor, y: Tensor) -> Tensor:
     if not outline.half_planes:
         distance = torch.sqrt(x * x + y * y) - scale
     else:
-        edges = [nx * x + (ny * y - d * scale) for nx, ny, d in outline.half_planes]
-        distance = functools.reduce(torch.maximum, edges)
+        nx, ny, d = torch.tensor(outline.half_planes).view(-1, 3, 1, 1).unbind(1)
+        distance = (nx * x + (ny * y - d * scale)).amax(0)
     return distance.neg_().add_(0.5).clamp_(0.0, 1.0)
 
 
@@ -179,8 +182,8 @@ def _paint(random: Random, canvas: Tensor, item: _Object, ground: Sequence[Colou
     colour = _draw_colour(random, ground)
     fill = _column(colour)
     if random.random() < 0.6:
-        other = tuple(min(max(c + random.uniform(-0.3, 0.3), 0.0), 1.0) for c in colour)
-        fill = torch.lerp(fill, _column(other), _draw_texture(random, height, width))
+        other = [min(max(c + random.uniform(-0.3, 0.3), 0.0), 1.0) for c in colour]
+        fill = _blend(colour, other, _draw_texture(random, height, width))
     patch = canvas[:, item.rows, item.columns]
     patch.lerp_(fill.expand_as(patch), item.alpha.expand_as(patch))
 
@@ -191,7 +194,7 @@ def _draw_ground(random: Random, size: int) -> tuple[Tensor, list[Colour]]:
     weight = _draw_texture(random, size, size)
     if random.random() < 0.5:
         weight = torch.lerp(weight, _draw_texture(random, size, size), random.uniform(0.1, 0.5))
-    return torch.lerp(_column(first), _column(second), weight), [first, second]
+    return _blend(first, second, weight), [first, second]
 
 
 def _any_colour(random: Random) -> Colour:
@@ -206,18 +209,23 @@ def _draw_colour(random: Random, ground: Sequence[Colour]) -> Colour:
             return colour
 
 
+def _blend(first: Sequence[float], second: Sequence[float], weight: Tensor) -> Tensor:
+    """The colours between two, (3, height, width) in [0, 255]; twice as fast here as torch.lerp."""
+    way = [b - a for a, b in zip(first, second, strict=True)]
+    return (_column(way) * weight).add_(_column(first))
+
+
 def _column(colour: Sequence[float]) -> Tensor:
     return torch.tensor(colour).mul_(255.0).view(3, 1, 1)
 
 
 def _draw_texture(random: Random, height: int, width: int) -> Tensor:
-    """A window of one of the fixed textures, (1, height, width) float32 in [0, 1]."""
-    textures = _textures(max(height, width) if max(height, width) > 300 else 300)
+    """A window of one of the fixed textures, (height, width) float32 in [0, 1]."""
+    textures = _textures(max(height, width, _LEAST_TEXTURE))
     field = textures[random.randrange(len(textures))]
     top = random.randrange(field.size(0) - height + 1)
     left = random.randrange(field.size(1) - width + 1)
-    window = field[top : top + height, left : left + width]
-    return window.unsqueeze(0)
+    return field[top : top + height, left : left + width]
 
 
 @functools.lru_cache(maxsize=4)

@@ -111,7 +111,7 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         if class_names is None:
             others = sorted({p.stem for p in (self.root / "Annotations").glob("*.xml")} - {*names})
             every = [*annotations.values(), *dict(self._read_annotations(others, [])).values()]
-            self.class_names = tuple(sorted({o.name for a in every for o in a.objects}))
+            self.class_names = tuple(sorted({o.name for a in every for o in a.objects} - {""}))
         else:
             self.class_names = _check_class_names(class_names)
         files = _image_files(self.root / "JPEGImages")
@@ -161,6 +161,8 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         for name in names:
             path = self.root / "Annotations" / f"{name}.xml"
             try:
+                if path.name != f"{name}.xml":
+                    raise AnnotationError("the image set lists a path, not a name")
                 yield name, read_annotation(path)
             except AnnotationError as error:
                 problems.append(Problem(path, None, str(error)))
@@ -176,7 +178,7 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         """Finds the image of an annotation, and the objects that can be used."""
         # The kit goes by the annotation's name. <filename> is often stale, so it comes second, and
         # only names in JPEGImages are known, so it cannot lead out of the folder.
-        path = files.get(name.lower()) or files.get(annotation.filename.lower())
+        path = files.get(name) or files.get(annotation.filename)
         if path is None:
             missing = self.root / "JPEGImages" / f"{name}.jpg"
             problems.append(Problem(missing, None, "the image is missing"))
@@ -191,11 +193,8 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         xml = self.root / "Annotations" / f"{name}.xml"
         boxes, labels, difficult = [], [], []
         for number, item in enumerate(annotation.objects, 1):
-            if item.name not in self.class_names:
-                known = ", ".join(self.class_names)
-                message = f"class {item.name!r} is none of {known}"
-                problems.append(Problem(xml, number, message))
-            elif (fault := item.fault(width, height)) is not None:
+            fault = item.fault(width, height, self.class_names)
+            if fault is not None:
                 problems.append(Problem(xml, number, fault))
             elif keep_difficult or not item.difficult:
                 boxes.append(item.box(width, height))
@@ -244,20 +243,21 @@ def _image_names(root: Path, image_set: str) -> list[str]:
     else:
         sets = sorted(path.stem for path in listed.glob("*.txt"))
         if image_set in sets:
-            lines = (listed / f"{image_set}.txt").read_text(encoding="utf-8").splitlines()
-            return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+            text = (listed / f"{image_set}.txt").read_text(encoding="utf-8", errors="replace")
+            # A second column, as in the sets of one class (cat_train.txt), is not part of the name.
+            return list(dict.fromkeys(line.split()[0] for line in text.split("\n") if line.strip()))
         known = ", ".join([*sets, "all"])
     raise ValueError(f"image_set: {root} has no set {image_set!r}, only {known}")
 
 
 def _image_files(folder: Path) -> dict[str, Path]:
-    """Every image of a folder by its name in lower case, with and without suffix."""
-    files: dict[str, Path] = {}
+    """Every image of a folder, by its name with and without suffix."""
     paths = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES]
-    # Of a.jpg and a.png the name "a" means the one that comes first among the suffixes.
-    for path in sorted(paths, key=lambda p: (_IMAGE_SUFFIXES.index(p.suffix.lower()), p.name)):
-        files.setdefault(path.name.lower(), path)
-        files.setdefault(path.stem.lower(), path)
+    # Of a.jpg and a.png the name "a" means the one whose suffix comes first.
+    paths.sort(key=lambda p: (_IMAGE_SUFFIXES.index(p.suffix.lower()), p.name))
+    files = {path.name: path for path in paths}
+    for path in paths:
+        files.setdefault(path.stem, path)
     return files
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -34,8 +35,16 @@ class AnnotationObject:
     corners: tuple[float | None, ...]
     difficult: bool
 
-    def fault(self, width: int, height: int) -> str | None:
-        """Says why the box cannot be used in an image of this size, with its values, else None."""
+    def fault(self, width: int, height: int, class_names: Sequence[str]) -> str | None:
+        """Says why the object cannot be used, with its values; None if it can.
+
+        Args:
+            width: of the image, pixels.
+            height: of the image, pixels.
+            class_names: the classes there are.
+        """
+        if self.name not in class_names:
+            return f"the class {self.name!r} is none of {', '.join(class_names)}"
         xmin, ymin, xmax, ymax = self.corners
         values = "xmin {}, ymin {}, xmax {}, ymax {}".format(*map(_number, self.corners))
         if xmin is None or ymin is None or xmax is None or ymax is None:

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Augmentation: SSD's zoom-out, crop, mirror and colour distortion, with one resample an image.
+
+The recipe of Liu et al., "SSD: Single Shot MultiBox Detector" (sections 2.2 and 3.6), with the
+numbers of the authors' Caffe code, `ssd_pascal.py`. Zoom-out, crop and resize are windows on the
+image, so they are composed first and the pixels are read once; colour comes after, on fewer pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssd_fast.boxes import box_iou
+
+__all__ = ["Augmentation"]
+
+_MIN_OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # 0.0: a random patch without a least overlap
+_TRIALS = 50
+_MIN_SCALE = 0.3  # the paper says 0.1, its code 0.3, and so do amdegroot and torchvision
+_MAX_ASPECT = 2.0
+_FILL = (123, 117, 104)  # the mean colour that SSD subtracts
+
+
+class _Patch(NamedTuple):
+    """Where the pixels come from and go to, in whole pixels; boxes follow the same map."""
+
+    source: tuple[int, int, int, int]  # x1, y1, x2, y2 in the image
+    place: tuple[int, int, int, int]  # x1, y1, x2, y2 in the result
+
+
+class Augmentation:
+    """Draws a training sample from an image: (3, H, W) of any size to (3, size, size).
+
+    In order, each by its own coin:
+
+    1. Zoom-out (section 3.6): the image lies somewhere on a canvas of up to `max_zoom` times its
+       width and height, filled with the mean colour.
+    2. Crop (section 2.2): the whole canvas, or any patch, or one whose IoU with at least one object
+       is 0.1, 0.3, 0.5, 0.7 or 0.9 or more; of scale 0.3 to 1 and aspect 1/2 to 2 relative to the
+       canvas. Objects whose centre is in the patch stay, clipped to it; a patch that holds none is
+       drawn again. (amdegroot's code takes any patch: it rejects one only if
+       `overlap.min() < min_iou and max_iou < overlap.max()`, where `max_iou` is infinite. It also
+       leaves out 0.5.)
+    3. Resize to `size` x `size`, bilinear without antialiasing, as `SSD` resizes what it is given.
+    4. Mirror left to right.
+    5. Colour: brightness up to 32 of 255, contrast and saturation 0.5 to 1.5, hue up to 18 degrees,
+       each in half of the distorted images. All four are linear maps of RGB here: hue turns and
+       saturation scales colours about the grey axis, where the peers go through HSV.
+
+    An image without objects counts as one object in 2. The result is a function of the inputs and
+    the state of `generator` alone.
+
+    Args:
+        size: S, height and width of the result, at least 1.
+        zoom_out: probability of 1.
+        max_zoom: largest ratio of canvas to image, at least 1.
+        crop: probability of 2.
+        flip: probability of 4.
+        colour: probability of 5.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int = 300,
+        *,
+        zoom_out: float = 0.5,
+        max_zoom: float = 4.0,
+        crop: float = 1.0,
+        flip: float = 0.5,
+        colour: float = 1.0,
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"size: expected 1 or more, got {size}")
+        if not max_zoom >= 1:
+            raise ValueError(f"max_zoom: expected 1 or more, got {max_zoom}")
+        chances = {"zoom_out": zoom_out, "crop": crop, "flip": flip, "colour": colour}
+        for name, chance in chances.items():
+            if not 0 <= chance <= 1:
+                raise ValueError(f"{name}: expected a probability, got {chance}")
+        self.size = size
+        self.zoom_out = zoom_out
+        self.max_zoom = max_zoom
+        self.crop = crop
+        self.flip = flip
+        self.colour = colour
+
+    def __call__(
+        self, image: Tensor, target: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draws a sample.
+
+        Args:
+            image: (3, H, W) uint8.
+            target: boxes (n, 4) float32 corners in pixels, and any columns of n rows, such as
+                labels and difficult.
+            generator: where the draws come from; a CPU generator.
+
+        Returns:
+            (3, S, S) uint8, and a target of the same keys: boxes in pixels of the result, and the
+            rows of the objects that it shows.
+
+        Raises:
+            ValueError: the image is not (3, H, W) uint8.
+        """
+        if image.dim() != 3 or image.size(0) != 3 or image.dtype != torch.uint8:
+            raise ValueError(
+                f"image: expected (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}"
+            )
+        zoom, crop, flip, colour = torch.rand(4, generator=generator).tolist()
+        boxes = target["boxes"]
+        height, width = image.shape[1:]
+        window = (0.0, 0.0, float(width), float(height))
+        if zoom < self.zoom_out:
+            window = self._draw_canvas(width, height, generator)
+        keep = torch.ones(boxes.size(0), dtype=torch.bool)
+        if crop < self.crop:
+            # Where there is no object to show, a crop shows the image: no canvas without it.
+            subjects = boxes if len(boxes) else torch.tensor([[0.0, 0.0, width, height]])
+            window, keep = _draw_crop(window, subjects, generator)
+            keep = keep[: len(boxes)]
+        patch = _snap(window, width, height, self.size)
+        x1, y1, x2, y2 = patch.source
+        pixels = _resize(image[:, y1:y2, x1:x2], patch.place)
+        if colour < self.colour:
+            pixels = _distort(pixels, generator)
+        result = _paste(pixels, patch.place, self.size)
+        boxes = _move(boxes, patch).clamp(0, self.size)
+        keep &= (boxes[:, :2] < boxes[:, 2:]).all(1)  # what rounding left without area
+        boxes = boxes[keep]
+        if flip < self.flip:
+            result = result.flip(2)
+            boxes = torch.stack(
+                [self.size - boxes[:, 2], boxes[:, 1], self.size - boxes[:, 0], boxes[:, 3]], dim=1
+            )
+        return result, {name: value[keep] for name, value in target.items()} | {"boxes": boxes}
+
+    def _draw_canvas(
+        self, width: int, height: int, generator: torch.Generator
+    ) -> tuple[float, float, float, float]:
+        """The corners of a canvas around the image, in pixels of the image."""
+        zoom, left, top = torch.rand(3, generator=generator).tolist()
+        zoom = 1 + (self.max_zoom - 1) * zoom
+        x1, y1 = -left * (zoom - 1) * width, -top * (zoom - 1) * height
+        return x1, y1, x1 + zoom * width, y1 + zoom * height
+
+
+def _draw_crop(
+    canvas: tuple[float, float, float, float], boxes: Tensor, generator: torch.Generator
+) -> tuple[tuple[float, float, float, float], Tensor]:
+    """A window on the canvas, and which boxes (n,) bool have their centre in it."""
+    while True:
+        choice = int(torch.randint(len(_MIN_OVERLAPS) + 1, (1,), generator=generator))
+        if choice == len(_MIN_OVERLAPS):
+            return canvas, torch.ones(boxes.size(0), dtype=torch.bool)
+        windows = _draw_windows(canvas, generator)
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        inside = (
+            (windows[:, None, :2] < centre) & (centre < windows[:, None, 2:])  # (trials, n, 2)
+        ).all(2)
+        good = inside.any(1) & (box_iou(windows, boxes).amax(1) >= _MIN_OVERLAPS[choice])
+        if bool(good.any()):
+            first = int(good.int().argmax())
+            return _corners(windows[first]), inside[first]
+
+
+def _draw_windows(canvas: tuple[float, float, float, float], generator: torch.Generator) -> Tensor:
+    """Random windows on the canvas, (50, 4) corners, drawn as Caffe's `SampleBBox` does."""
+    draws = torch.rand(_TRIALS, 4, generator=generator)
+    scale = _MIN_SCALE + (1 - _MIN_SCALE) * draws[:, 0]
+    low, high = (scale * scale).clamp(min=1 / _MAX_ASPECT), (scale**-2).clamp(max=_MAX_ASPECT)
+    aspect = (low + (high - low) * draws[:, 1]).sqrt()
+    size = torch.stack([scale * aspect, scale / aspect], dim=1).clamp(max=1.0)  # of the canvas
+    corner = draws[:, 2:] * (1 - size)
+    x1, y1, x2, y2 = canvas
+    whole, origin = torch.tensor([x2 - x1, y2 - y1]), torch.tensor([x1, y1])
+    return torch.cat([corner * whole + origin, (corner + size) * whole + origin], dim=1)
+
+
+def _corners(window: Tensor) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = window.tolist()
+    return x1, y1, x2, y2
+
+
+def _snap(window: tuple[float, float, float, float], width: int, height: int, size: int) -> _Patch:
+    """The part of the window that shows the image, in whole pixels on both sides.
+
+    Boxes follow the snapped map, so the rounding moves image and boxes alike.
+    """
+    left, right, x1, x2 = _snap_axis(window[0], window[2], width, size)
+    top, bottom, y1, y2 = _snap_axis(window[1], window[3], height, size)
+    return _Patch((left, top, right, bottom), (x1, y1, x2, y2))
+
+
+def _snap_axis(low: float, high: float, length: int, size: int) -> tuple[int, int, int, int]:
+    """Source (first, last) and place (first, last) on one axis, at least one pixel each."""
+    start = min(max(round(low), 0), length - 1)
+    stop = max(min(round(high), length), start + 1)
+    scale = size / (high - low)
+    first = min(max(round((start - low) * scale), 0), size - 1)
+    last = max(min(round((stop - low) * scale), size), first + 1)
+    return start, stop, first, last
+
+
+def _resize(pixels: Tensor, place: tuple[int, int, int, int]) -> Tensor:
+    """The pixels at the size of their place, uint8."""
+    x1, y1, x2, y2 = place
+    size = (y2 - y1, x2 - x1)
+    if pixels.shape[1:] == size:
+        return pixels
+    # Bytes with the channels last have a vectorised kernel; a window on them has not.
+    batch = pixels[None].contiguous(memory_format=torch.channels_last)
+    return functional.interpolate(batch, size, mode="bilinear", align_corners=False)[0]
+
+
+def _paste(pixels: Tensor, place: tuple[int, int, int, int], size: int) -> Tensor:
+    """The pixels at their place on the mean colour, a new (3, size, size)."""
+    x1, y1, x2, y2 = place
+    if place == (0, 0, size, size):
+        return pixels.clone()
+    result = torch.tensor(_FILL, dtype=torch.uint8).view(3, 1, 1).repeat(1, size, size)
+    result[:, y1:y2, x1:x2] = pixels
+    return result
+
+
+def _move(boxes: Tensor, patch: _Patch) -> Tensor:
+    """Boxes of the image as boxes of the result."""
+    source = torch.tensor(patch.source, dtype=boxes.dtype)
+    place = torch.tensor(patch.place, dtype=boxes.dtype)
+    scale = (place[2:] - place[:2]) / (source[2:] - source[:2])
+    return (boxes - source[:2].repeat(2)) * scale.repeat(2) + place[:2].repeat(2)
+
+
+def _distort(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Colours through one random affine map of RGB, uint8."""
+    coins, draws = torch.rand(2, 4, generator=generator).tolist()
+    chosen = [2 * draw - 1 if coin < 0.5 else 0.0 for coin, draw in zip(coins, draws, strict=True)]
+    brightness, contrast, saturation = 32 * chosen[0], 1 + 0.5 * chosen[1], 1 + 0.5 * chosen[2]
+    grey = torch.full((3, 3), 1 / 3)
+    matrix = contrast * ((1 - saturation) * grey + saturation * _turn(math.radians(18) * chosen[3]))
+    offset = torch.full((3, 1), contrast * brightness)
+    colours = torch.addmm(offset, matrix, pixels.reshape(3, -1).float())
+    # By way of int16: the direct conversion is not vectorised.
+    return colours.round_().clamp_(0, 255).to(torch.int16).to(torch.uint8).view_as(pixels)
+
+
+def _turn(angle: float) -> Tensor:
+    """The rotation of RGB about its grey axis, (3, 3), by Rodrigues' formula."""
+    cos, sin = math.cos(angle), math.sin(angle) / math.sqrt(3)
+    diagonal, after, before = cos + (1 - cos) / 3, (1 - cos) / 3 - sin, (1 - cos) / 3 + sin
+    return torch.tensor(
+        [[diagonal, after, before], [before, diagonal, after], [after, before, diagonal]]
+    )
