@@ -223,7 +223,8 @@ def pycocotools_map(detections: list[Rows], targets: list[Rows]) -> Any:
     def xywh(boxes: Tensor) -> list[list[float]]:
         return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).double().tolist()
 
-    truth, results = [], []
+    truth: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for image, (d, t) in enumerate(zip(detections, targets, strict=True)):
         for box, label in zip(xywh(t["boxes"]), t["labels"].tolist(), strict=True):
             truth.append(
@@ -251,7 +252,7 @@ def pycocotools_map(detections: list[Rows], targets: list[Rows]) -> Any:
 
 def test_equals_pycocotools(full_count: Callable[[int, int], int]) -> None:
     pytest.importorskip("pycocotools")
-    for seed in range(full_count(25, 1000)):
+    for seed in range(full_count(25, 300)):
         detections, targets = random_case(seed)
         targets = [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
         stats = pycocotools_map(detections, targets)
