@@ -10,7 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssd_fast.boxes import box_iou, encode_boxes
+
 __all__ = [
+    "CROWDS",
     "DECISION_BAND",
     "RELATIVE_TOLERANCE",
     "SCENES",
@@ -19,9 +22,13 @@ __all__ = [
     "as_maps",
     "assert_close",
     "assert_same_rows",
+    "crowded_boxes",
+    "decided_objects",
+    "flat_outputs",
     "random_boxes",
     "random_objects",
     "seeded",
+    "trained_outputs",
 ]
 
 RELATIVE_TOLERANCE = 1e-5
@@ -219,3 +226,142 @@ def assert_same_rows(
             f"image {image}: rows with keys from {low} to {high} are selected differently, "
             f"further apart than {band} of them"
         )
+
+
+def decided_objects(
+    batch: int,
+    priors: Tensor,
+    generator: torch.Generator,
+    *,
+    counts: tuple[int, int] = (1, 8),
+    classes: int = 21,
+    threshold: float = 0.5,
+    margin: float = 0.007,
+) -> Objects:
+    """Objects as `random_objects` makes them, of which no matching decision is close.
+
+    The best prior of an object beats the second, an overlap misses the threshold and the better
+    of two objects that a prior could go to beats the other, each by ``margin`` of the IoU. So
+    matchers agree that round differently, or break ties otherwise, or add 1e-5 to unions (lufficc,
+    qfgaohao: 0.6 % of the IoU for a box with sides of 0.04).
+
+    Args:
+        batch: B.
+        priors: (P, 4) corners in [0, 1].
+        generator: where the numbers come from.
+        counts: least and greatest number of objects of an image.
+        classes: C, with the background.
+        threshold: the IoU from which a prior is positive.
+        margin: relative distance of every decision.
+    """
+    images = []
+    for count in torch.randint(counts[0], counts[1] + 1, (batch,), generator=generator).tolist():
+        boxes = random_boxes(0, generator)
+        while boxes.size(0) < count:
+            boxes = torch.cat((boxes, random_boxes(3 * count, generator)))
+            boxes = boxes[_clear_cut(boxes, priors, threshold, margin)]
+        images.append(boxes[:count])
+    offsets = torch.tensor([0, *map(len, images)]).cumsum(0)
+    labels = torch.randint(1, classes, (int(offsets[-1]),), generator=generator)
+    return Objects(torch.cat(images), labels, offsets)
+
+
+def _clear_cut(boxes: Tensor, priors: Tensor, threshold: float, margin: float) -> Tensor:
+    """Which objects (n,) can stay so that no decision of `decided_objects` is close."""
+    iou = box_iou(boxes, priors)  # (n, P)
+    best, second = iou.topk(2, dim=1).values.unbind(1)
+    clear = (second < best * (1 - margin)) & ((iou - threshold).abs() > margin * threshold).all(1)
+    iou = iou.masked_fill((iou < threshold) | ~clear.unsqueeze(1), 0).t().contiguous()
+    while boxes.size(0) > 1:
+        overlap, owner = iou.topk(2, dim=1)
+        contested = (overlap[:, 1] > 0) & (overlap[:, 1] >= overlap[:, 0] * (1 - margin))
+        if not bool(contested.any()):
+            break
+        leaving = owner[contested].amax(dim=1)
+        clear[leaving] = False
+        iou[:, leaving] = 0
+    return clear
+
+
+def trained_outputs(
+    objects: Objects, priors: Tensor, generator: torch.Generator, *, classes: int = 21
+) -> tuple[Tensor, Tensor]:
+    """Head outputs as a trained network makes them: sure of the background, boxes on the objects.
+
+    Priors that overlap an object by 0.4 predict it, the better the surer; one in 200 of the others
+    believes in some class. The rest gives the background more than 0.99.
+
+    Args:
+        objects: what the network sees.
+        priors: (P, 4) corners.
+        generator: where the numbers come from.
+        classes: C, with the background.
+
+    Returns:
+        deltas (B, P, 4), logits (B, P, C).
+    """
+    batch, rows = objects.offsets.numel() - 1, priors.size(0)
+    deltas = 0.3 * torch.randn(batch, rows, 4, generator=generator)
+    logits = torch.randn(batch, rows, classes, generator=generator)
+    logits[..., 0] += 10.5 + torch.log(torch.tensor(classes / 21))
+    for i in range(batch):
+        mistaken = (torch.rand(rows, generator=generator) < 0.005).nonzero()[:, 0]
+        wrong = torch.randint(1, classes, (len(mistaken),), generator=generator)
+        logits[i, mistaken, wrong] += 4 + 4 * torch.rand(len(mistaken), generator=generator)
+        own = slice(int(objects.offsets[i]), int(objects.offsets[i + 1]))
+        boxes, labels = objects.boxes[own], objects.labels[own]
+        if len(boxes) == 0:
+            continue
+        overlap, owner = box_iou(priors, boxes).max(dim=1)
+        near = (overlap > 0.4).nonzero()[:, 0]
+        owner = owner[near]
+        deltas[i, near] += encode_boxes(boxes[owner], priors[near], (0.1, 0.2))
+        logits[i, near, labels[owner]] += 12 * overlap[near] + 2
+    return deltas, logits
+
+
+def flat_outputs(
+    batch: int, priors: Tensor, generator: torch.Generator, *, classes: int = 21
+) -> tuple[Tensor, Tensor]:
+    """Head outputs of the first epoch: noise, so that nearly every score exceeds 0.01.
+
+    Args:
+        batch: B.
+        priors: (P, 4).
+        generator: where the numbers come from.
+        classes: C, with the background.
+
+    Returns:
+        deltas (B, P, 4), logits (B, P, C).
+    """
+    deltas = 0.15 * torch.randn(batch, priors.size(0), 4, generator=generator)
+    return deltas, 0.15 * torch.randn(batch, priors.size(0), classes, generator=generator)
+
+
+CROWDS = {"random": (2.6, 1), "clustered": (0.9, 20), "sparse": (0.25, 1)}
+"""Mean side of a box relative to the mean distance of centers, and boxes a center: NMS at 0.45
+keeps about 60, 7 and 99 % of them, whatever their number."""
+
+
+def crowded_boxes(crowd: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Boxes for NMS whose density, and so the fraction that survives, does not depend on count.
+
+    Args:
+        crowd: a name in `CROWDS`.
+        count: n.
+        generator: where the numbers come from.
+
+    Returns:
+        boxes (n, 4) float32 corners around [0, 1], scores (n,) without ties.
+    """
+    side, group = CROWDS[crowd]
+    groups = (count + group - 1) // group
+    spacing = groups**-0.5
+    member = torch.arange(count) % groups
+    shape = torch.randn(groups, 2, generator=generator).mul(0.3).exp()[member]
+    half = 0.5 * side * spacing * shape
+    jitter = torch.randn(count, 4, generator=generator) * (0.15 if group > 1 else 0.0)
+    center = torch.rand(groups, 2, generator=generator)[member] + jitter[:, :2] * half
+    half = half * jitter[:, 2:].exp()
+    scores = (torch.randperm(count, generator=generator) + 0.5) / count
+    return torch.cat((center - half, center + half), dim=1), scores

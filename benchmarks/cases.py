@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Seeded batches for SSD300, each in the form that every system takes."""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers import nvidia
+from ssd_fast import priors as prior_presets
+from ssd_fast.testing import Objects, decided_objects, flat_outputs, seeded, trained_outputs
+
+IMAGE_SIZE = 300
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch: what the network said and what is in the images.
+
+    Args:
+        objects: the ground truth, boxes in [0, 1].
+        priors: (P, 4) corners in [0, 1].
+        deltas: (B, P, 4) float32.
+        logits: (B, P, C) float32.
+    """
+
+    objects: Objects
+    priors: Tensor
+    deltas: Tensor
+    logits: Tensor
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.deltas.size(0)
+
+    @property
+    def classes(self) -> int:
+        """C, with the background."""
+        return self.logits.size(2)
+
+    @cached_property
+    def priors_xywh(self) -> Tensor:
+        """(P, 4) centre-size priors (amdegroot, lufficc, qfgaohao, sgrvinod)."""
+        left_top, right_bottom = self.priors[:, :2], self.priors[:, 2:]
+        return torch.cat([(left_top + right_bottom) / 2, right_bottom - left_top], 1)
+
+    @cached_property
+    def priors_pixels(self) -> Tensor:
+        """(P, 4) corners in pixels (torchvision)."""
+        return self.priors * IMAGE_SIZE
+
+    @cached_property
+    def default_boxes(self) -> nvidia.DefaultBoxes:
+        """The priors as NVIDIA's default boxes."""
+        return nvidia.DefaultBoxes(self.priors_xywh)
+
+    @cached_property
+    def boxes(self) -> list[Tensor]:
+        """Boxes (n, 4) of each image, corners in [0, 1]."""
+        return self._by_image(self.objects.boxes)
+
+    @cached_property
+    def labels(self) -> list[Tensor]:
+        """Labels (n,) of each image, from 1."""
+        return self._by_image(self.objects.labels)
+
+    @cached_property
+    def amdegroot_targets(self) -> list[Tensor]:
+        """One (n, 5) tensor an image: corners and the label, from 0."""
+        return [
+            torch.cat([boxes, (labels - 1)[:, None].float()], 1)
+            for boxes, labels in zip(self.boxes, self.labels, strict=True)
+        ]
+
+    @cached_property
+    def torchvision_targets(self) -> list[dict[str, Tensor]]:
+        """One dictionary an image, boxes in pixels."""
+        return [
+            {"boxes": boxes * IMAGE_SIZE, "labels": labels}
+            for boxes, labels in zip(self.boxes, self.labels, strict=True)
+        ]
+
+    def _by_image(self, rows: Tensor) -> list[Tensor]:
+        return list(rows.split(self.objects.offsets.diff().tolist()))
+
+
+@lru_cache(maxsize=4)
+def make_case(
+    batch: int, classes: int, *, objects: tuple[int, int] = (1, 8), flat: bool = False
+) -> Case:
+    """The batch of that size, the same at every call and on every machine.
+
+    Args:
+        batch: B.
+        classes: C, with the background.
+        objects: least and greatest number of objects an image.
+        flat: outputs of the first epoch instead of a trained network's.
+    """
+    priors = prior_presets.ssd300("voc")
+    truth = decided_objects(batch, priors, seeded(1), counts=objects, classes=classes)
+    if flat:
+        deltas, logits = flat_outputs(batch, priors, seeded(2), classes=classes)
+    else:
+        deltas, logits = trained_outputs(truth, priors, seeded(2), classes=classes)
+    return Case(truth, priors, deltas, logits)

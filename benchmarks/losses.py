@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every system's matching and loss on a `Case`, and the check that its result is the reference's.
+
+The reference is `multibox_loss_reference` in float64, with the options that describe the system:
+its normalisation, its threshold's edge, its kind of box loss. Mining orders rows by a key of each
+system's own making, so rows whose key is within `MINING_BAND` of the boundary may be chosen either
+way and are left out of the comparison of gradients.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case
+from benchmarks.harness import Contender
+from benchmarks.peers import amdegroot, lufficc, nvidia, sgrvinod, torchvision_ssd
+from ssd_fast import ops
+from ssd_fast.ops.multibox_loss import multibox_loss_reference
+from ssd_fast.testing import assert_close
+
+MINING_BAND = 1e-3
+"""Relative. A log-softmax near 0.005, where the boundary lies, has float32 errors of 2e-4 of it."""
+
+
+@dataclass(frozen=True)
+class LossSystem:
+    """A system's training loss.
+
+    Args:
+        name: as the tables show it.
+        losses: of its deltas and logits; the sum of what it returns is the loss.
+        reference: options of `multibox_loss_reference` that describe it.
+        box_weight: weight of its box loss relative to the reference's.
+        transposed: it takes (B, 4, P) and (B, C, P).
+    """
+
+    name: str
+    losses: Callable[[Tensor, Tensor], Iterable[Tensor]]
+    reference: dict[str, Any] = field(default_factory=dict)
+    box_weight: float = 1.0
+    transposed: bool = False
+
+
+def ssd_fast(case: Case) -> LossSystem:
+    """Our operator."""
+    arguments = (case.priors, *case.objects)
+    return LossSystem("ssd_fast", lambda d, x: ops.multibox_loss(d, x, *arguments)[:2])
+
+
+def of_amdegroot(case: Case) -> LossSystem:
+    """Matching per image in Python, global-max key, two sorts."""
+    criterion = amdegroot.MultiBoxLoss(case.classes)
+    targets, priors = case.amdegroot_targets, case.priors_xywh
+    return LossSystem("amdegroot", lambda d, x: criterion((d, x, priors), targets))
+
+
+def of_torchvision(case: Case) -> LossSystem:
+    """torchvision's own code where it is installed, else our re-writing of it."""
+    targets, anchors = case.torchvision_targets, [case.priors_pixels] * case.batch
+    installed = installed_torchvision()
+    if installed is None:
+        match, compute_loss = torchvision_ssd.match_targets, torchvision_ssd.compute_loss
+        name = "torchvision (re-written)"
+    else:
+        match, compute_loss, name = installed.match, installed.compute_loss, "torchvision"
+
+    def losses(deltas: Tensor, logits: Tensor) -> Iterable[Tensor]:
+        head = {"bbox_regression": deltas, "cls_logits": logits}
+        matched = match(targets, anchors)
+        result: dict[str, Tensor] = compute_loss(targets, head, anchors, matched)
+        return result.values()
+
+    return LossSystem(name, losses)
+
+
+def of_nvidia(case: Case) -> LossSystem:
+    """`Encoder.encode` for every image, then `Loss`, in NVIDIA's (B, K, P) layout."""
+    encoder, criterion = nvidia.Encoder(case.default_boxes), nvidia.Loss(case.default_boxes)
+
+    def losses(deltas: Tensor, logits: Tensor) -> Iterable[Tensor]:
+        encoded = [encoder.encode(b, n) for b, n in zip(case.boxes, case.labels, strict=True)]
+        boxes, labels = (torch.stack(part) for part in zip(*encoded, strict=True))
+        return [criterion(deltas, logits, boxes.transpose(1, 2).contiguous(), labels)]
+
+    # An image without objects counts in the mean there as here, and `encode` takes none.
+    reference = {"normalizer": "image", "strict": True}
+    return LossSystem("nvidia encode + loss", losses, reference, transposed=True)
+
+
+def of_lufficc(case: Case) -> LossSystem:
+    """Its target transform for every image, then its loss on dense targets."""
+    transform, criterion = lufficc.SSDTargetTransform(case.priors_xywh), lufficc.MultiBoxLoss()
+
+    def losses(deltas: Tensor, logits: Tensor) -> Iterable[Tensor]:
+        encoded = [transform(b, n) for b, n in zip(case.boxes, case.labels, strict=True)]
+        locations, labels = (torch.stack(part) for part in zip(*encoded, strict=True))
+        result: tuple[Tensor, Tensor] = criterion(logits, deltas, labels, locations)
+        return result
+
+    return LossSystem("lufficc", losses)
+
+
+def of_sgrvinod(case: Case) -> LossSystem:
+    """L1, averaged over the four coordinates too."""
+    criterion = sgrvinod.MultiBoxLoss(case.priors_xywh)
+    return LossSystem(
+        "sgrvinod",
+        lambda d, x: [criterion(d, x, case.boxes, case.labels)],
+        {"beta": 0.0},
+        box_weight=0.25,
+    )
+
+
+SYSTEMS = (ssd_fast, of_amdegroot, of_torchvision, of_nvidia, of_lufficc, of_sgrvinod)
+
+
+def loss_contenders(
+    case: Case, systems: Sequence[Callable[[Case], LossSystem]] = SYSTEMS, *, backward: bool
+) -> list[Contender]:
+    """The systems as contenders: the losses, or the gradients of their sum through autograd."""
+    checks = LossChecks(case)
+    return [_contender(case, make(case), checks, backward) for make in systems]
+
+
+def _contender(case: Case, system: LossSystem, checks: "LossChecks", backward: bool) -> Contender:
+    deltas, logits = case.deltas, case.logits
+    if system.transposed:
+        deltas, logits = deltas.transpose(1, 2).contiguous(), logits.transpose(1, 2).contiguous()
+    deltas = deltas.clone().requires_grad_(backward)
+    logits = logits.clone().requires_grad_(backward)
+    if not backward:
+        return Contender(
+            system.name,
+            lambda: system.losses(deltas, logits),
+            lambda losses: checks.loss(system, sum(losses)),
+        )
+    return Contender(
+        system.name,
+        lambda: torch.autograd.grad(list(system.losses(deltas, logits)), (deltas, logits)),
+        lambda gradients: checks.gradients(system, gradients),
+    )
+
+
+class LossChecks:
+    """Compares systems with the float64 reference on one case.
+
+    Args:
+        case: the batch.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.truth = (case.priors.double(), case.objects.boxes.double(), *case.objects[1:])
+
+    def loss(self, system: LossSystem, actual: Tensor) -> None:
+        """Fails unless the summed loss is the reference's."""
+        expected, _, _ = self._reference(system)
+        assert_close(actual, expected, what="loss")
+
+    def gradients(self, system: LossSystem, actual: tuple[Tensor, Tensor]) -> None:
+        """Fails unless both gradients are the reference's, but for rows mined at the boundary."""
+        loss, deltas, logits = self._reference(system)
+        expected_deltas, expected_logits = torch.autograd.grad(loss, (deltas, logits))
+        actual_deltas, actual_logits = (
+            gradient.transpose(1, 2) if system.transposed else gradient for gradient in actual
+        )
+        assert_close(actual_deltas, expected_deltas, what="gradient of the deltas")
+        decided = ~self._at_the_boundary(expected_logits)
+        assert_close(
+            actual_logits[decided], expected_logits[decided], what="gradient of the logits"
+        )
+
+    def _reference(self, system: LossSystem) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss and the float64 leaves it came from."""
+        deltas = self.case.deltas.double().requires_grad_()
+        logits = self.case.logits.double().requires_grad_()
+        box, cls, _ = multibox_loss_reference(deltas, logits, *self.truth, **system.reference)
+        return system.box_weight * box + cls, deltas, logits
+
+    def _at_the_boundary(self, gradient: Tensor) -> Tensor:
+        """Rows (B, P) that another key may mine instead: background's key is close to the last's."""
+        logits = self.case.logits.double()
+        key = (logits[..., 1:] - logits[..., :1]).exp().sum(2)
+        mined = (gradient[..., 0] < 0) & (gradient != 0).any(2)  # only background pulls x_0 up
+        last = key.masked_fill(~mined, torch.inf).amin(1, keepdim=True)
+        band = (key / last - 1).abs() <= MINING_BAND
+        assert band.sum() <= max(3 * band.size(0), 0.01 * mined.sum()), "too many keys are close"
+        return band
+
+
+def installed_torchvision() -> SimpleNamespace | None:
+    """The parts of the installed torchvision that an SSD runs, None where it does not load.
+
+    The methods of its model run on the settings they read, without a network around them.
+    """
+    try:
+        from torchvision.models.detection import _utils
+        from torchvision.models.detection.ssd import SSD
+        from torchvision.ops import batched_nms, box_iou, nms
+    except (ImportError, RuntimeError, OSError):  # a CUDA build beside CPU torch: RuntimeError
+        return None
+    settings = SimpleNamespace(
+        box_coder=_utils.BoxCoder(weights=torchvision_ssd.WEIGHTS),
+        neg_to_pos_ratio=3.0,
+        score_thresh=0.01,
+        topk_candidates=400,
+        nms_thresh=0.45,
+        detections_per_img=200,
+    )
+    matcher = _utils.SSDMatcher(0.5)
+
+    def match(targets: list[dict[str, Tensor]], anchors: list[Tensor]) -> list[Tensor]:
+        """As in `SSD.forward`."""
+        return [
+            matcher(box_iou(target["boxes"], anchor))
+            if target["boxes"].numel()
+            else torch.full((anchor.size(0),), -1)
+            for target, anchor in zip(targets, anchors, strict=True)
+        ]
+
+    return SimpleNamespace(
+        match=match,
+        compute_loss=lambda *arguments: SSD.compute_loss(settings, *arguments),
+        postprocess=lambda *arguments: SSD.postprocess_detections(settings, *arguments),
+        decode=settings.box_coder.decode_single,
+        nms=nms,
+        batched_nms=batched_nms,
+    )
