@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peers import amdegroot, lufficc, nvidia, qfgaohao, sgrvinod, torchvision_ssd
+from benchmarks.peers.torchvision_installed import installed_torchvision
 
 C = 5
 
@@ -415,17 +415,10 @@ def test_nvidia_default_boxes_are_8732_box_major() -> None:
 # Against the installed torchvision ---------------------------------------------------------------
 
 
-def test_our_torchvision_is_torchvision(torchvision: SimpleNamespace) -> None:
-    ssd = torchvision.models.detection.ssd.SSD
-    utils = torchvision.models.detection._utils
-    settings = SimpleNamespace(
-        box_coder=utils.BoxCoder(weights=torchvision_ssd.WEIGHTS),
-        neg_to_pos_ratio=3.0,
-        score_thresh=0.01,
-        topk_candidates=400,
-        nms_thresh=0.45,
-        detections_per_img=200,
-    )
+@pytest.mark.usefixtures("torchvision")
+def test_our_torchvision_is_torchvision() -> None:
+    installed = installed_torchvision()
+    assert installed is not None
     problem = small_problem(3)
     anchors = [problem.corners * 300] * 3
     targets = [{"boxes": t["boxes"] * 300, "labels": t["labels"]} for t in targets_of(problem)]
@@ -433,10 +426,7 @@ def test_our_torchvision_is_torchvision(torchvision: SimpleNamespace) -> None:
     head = {"bbox_regression": problem.deltas, "cls_logits": problem.logits}
 
     matched = torchvision_ssd.match_targets(targets, anchors)
-    matcher = utils.SSDMatcher(0.5)
-    for image in (0, 2):
-        iou = torchvision.ops.box_iou(targets[image]["boxes"], anchors[image])
-        assert torch.equal(matcher(iou), matched[image])
+    assert torch.equal(torch.stack(matched), torch.stack(installed.match(targets, anchors)))
 
     def losses_and_gradients(compute_loss: Callable[..., dict[str, Tensor]]) -> list[Tensor]:
         leaves = {key: value.clone().requires_grad_() for key, value in head.items()}
@@ -445,12 +435,11 @@ def test_our_torchvision_is_torchvision(torchvision: SimpleNamespace) -> None:
 
     torch.testing.assert_close(
         losses_and_gradients(torchvision_ssd.compute_loss),
-        losses_and_gradients(partial(ssd.compute_loss, settings)),
+        losses_and_gradients(installed.compute_loss),
     )
 
     shapes = [(300, 300)] * 3
     detections = torchvision_ssd.postprocess_detections(
-        head, anchors, shapes, torchvision.ops.batched_nms
+        head, anchors, shapes, installed.batched_nms
     )
-    expected = ssd.postprocess_detections(settings, head, anchors, shapes)
-    torch.testing.assert_close(detections, expected)
+    torch.testing.assert_close(detections, installed.postprocess(head, anchors, shapes))
