@@ -120,9 +120,7 @@ def link(
     flags = shlex.split(os.environ.get("LDFLAGS", ""))
     ends = [*map(str, objects), "-o", str(module), f"-L{lib}", "-ltorch_cpu", "-lc10"]
     if nvcc:
-        flags = [
-            f"-Xlinker={flag.removeprefix('-Wl,')}" for flag in flags if flag.startswith("-Wl,")
-        ]
+        flags = [re.sub("^-Wl,", "-Xlinker=", flag) for flag in flags]  # nvcc knows -L and -l
         return [nvcc, "-shared", "-cudart=static", *flags, *ends]
     shared = (
         ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
