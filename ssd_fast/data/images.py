@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,7 @@ __all__ = ["check_image", "read_image"]
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap width and height
-_LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-_TAIL = 4096
+_JPEG_END = b"\xff\xd9"
 
 
 def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
@@ -59,8 +59,8 @@ def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
 def check_image(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """Finds an image's size, and out whether it would decode, without decoding it where possible.
 
-    The header of every file is read. A JPEG or PNG that ends as it should is taken as whole; any
-    other file is decoded, which finds the truncated ones.
+    A JPEG with its end marker is taken as whole. Any other file is decoded, which finds those that
+    are truncated.
 
     Args:
         path: an image file.
@@ -77,22 +77,18 @@ def check_image(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
         with pillow.open(path) as image:
             width, height = image.size
             sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-            if not _ends_whole(path, image.format):
+            if image.format != "JPEG" or not _is_whole_jpeg(path):
                 image.load()
     except Exception as error:  # see read_image
         raise _unreadable(path, error) from error
     return (width, height), (height, width) if sideways else (width, height)
 
 
-def _ends_whole(path: str | Path, kind: str | None) -> bool:
-    """Whether the end marker of the format stands in the file's last bytes."""
-    marker = _LAST_BYTES.get(kind or "")
-    if marker is None:
-        return False
+def _is_whole_jpeg(path: str | Path) -> bool:
+    """Whether the end marker stands in the file's last bytes."""
     with open(path, "rb") as file:
-        file.seek(0, 2)
-        file.seek(max(file.tell() - _TAIL, 0))
-        return marker in file.read()
+        file.seek(-min(file.seek(0, os.SEEK_END), 16), os.SEEK_END)
+        return _JPEG_END in file.read()
 
 
 def _to_rgb(image: Image) -> Image:

@@ -112,6 +112,10 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             others = sorted({p.stem for p in (self.root / "Annotations").glob("*.xml")} - {*names})
             every = [*annotations.values(), *dict(self._read_annotations(others, [])).values()]
             self.class_names = tuple(sorted({o.name for a in every for o in a.objects} - {""}))
+            if every and not self.class_names:
+                raise ValueError(
+                    f"{self.root / 'Annotations'}: no annotation names a class; pass class_names"
+                )
         else:
             self.class_names = _check_class_names(class_names)
         files = _image_files(self.root / "JPEGImages")
