@@ -34,14 +34,15 @@ def test_trained_outputs_are_sure_of_the_background_and_flat_ones_of_nothing(cla
     trained = make_case(4, classes).logits.softmax(2)
     assert 0.95 < (trained[..., 0] > 0.99).float().mean() < 0.99
     confident = (trained[..., 1:] > 0.01).any(2).sum(1)
-    assert 20 <= confident.min()
+    assert confident.min() >= 20
     assert confident.max() <= 250
     flat = make_case(1, classes, flat=True).logits.softmax(2)
     assert (flat[..., 1:] > 0.01).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(
-    ("crowd", "least", "most"), [("random", 0.5, 0.7), ("clustered", 0.05, 0.1), ("sparse", 0.97, 1)]
+    ("crowd", "least", "most"),
+    [("random", 0.5, 0.7), ("clustered", 0.05, 0.1), ("sparse", 0.97, 1)],
 )
 @pytest.mark.parametrize("count", [200, 2000])
 def test_the_fraction_nms_keeps_is_fixed(crowd: str, least: float, most: float, count: int) -> None:
