@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Datasets: generated scenes and folders in VOC layout, both as uint8 images with pixel boxes."""
+"""Data: generated scenes and folders in VOC layout, as uint8 images with boxes in pixels."""
 
+from ssd_fast.data.augmentation import Augmentation
 from ssd_fast.data.collate import collate
+from ssd_fast.data.images import read_image
 from ssd_fast.data.shapes import ShapesDataset
 from ssd_fast.data.voc import Problem, VOCDataset
 
-__all__ = ["Problem", "ShapesDataset", "VOCDataset", "collate"]
+__all__ = ["Augmentation", "Problem", "ShapesDataset", "VOCDataset", "collate", "read_image"]

@@ -51,9 +51,8 @@ class ShapesDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     process and worker, in any order of access, and never stored. Each holds `min_objects` to
     `max_objects` objects, fully inside the image, whose boxes have sides of 10 % to 50 % of the
     image (30 to 150 pixels of 300). A later object lies over an earlier one; a place where it would
-    hide more than 70 % of any object is drawn again. Boxes are tight around the whole outline, the
-    hidden part too, as annotators draw them (PASCAL VOC, "Visual Object Classes Challenge
-    Annotation Guidelines").
+    hide more than 70 % of any object is drawn again. (After 200 tries an object a scene stays with
+    fewer; none has been seen to.) Boxes are tight around the whole outline, its hidden part too.
 
     Args:
         length: number of scenes, at least 1.

@@ -8,7 +8,7 @@ Annotations are read and checked once, at construction; pixels are decoded on ac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,11 +48,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class _Image:
+    # No tensors: a loader that spawns its workers would send each through a file descriptor.
     path: Path
     upright: bool  # whether the boxes are drawn on the image as its EXIF orientation turns it
-    boxes: Tensor  # (n, 4) float32
-    labels: Tensor  # (n,) int64
-    difficult: Tensor  # (n,) bool
+    boxes: tuple[tuple[float, float, float, float], ...]
+    labels: tuple[int, ...]
+    difficult: tuple[bool, ...]
 
 
 class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -109,13 +110,9 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         names = _image_names(self.root, image_set)
         annotations = dict(self._read_annotations(names, problems))
         if class_names is None:
-            others = sorted({p.stem for p in (self.root / "Annotations").glob("*.xml")} - {*names})
-            every = [*annotations.values(), *dict(self._read_annotations(others, [])).values()]
-            self.class_names = tuple(sorted({o.name for a in every for o in a.objects} - {""}))
-            if every and not self.class_names:
-                raise ValueError(
-                    f"{self.root / 'Annotations'}: no annotation names a class; pass class_names"
-                )
+            others = sorted(_annotated(self.root) - set(names))
+            rest = dict(self._read_annotations(others, []))
+            self.class_names = _find_class_names([*annotations.values(), *rest.values()])
         else:
             self.class_names = _check_class_names(class_names)
         files = _image_files(self.root / "JPEGImages")
@@ -133,6 +130,8 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                 f"{self.root}: no image of the set {image_set!r} can be used. "
                 + (_summary(self.problems) if problems else "The set lists none.")
             )
+        if not self.class_names:
+            raise ValueError(f"{self.root}: no annotation names a class; pass class_names")
 
     def __len__(self) -> int:
         """Number of images that can be used."""
@@ -153,9 +152,9 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         """
         image = self._images[index]
         target = {
-            "boxes": image.boxes.clone(),
-            "labels": image.labels.clone(),
-            "difficult": image.difficult.clone(),
+            "boxes": torch.tensor(image.boxes, dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.tensor(image.labels, dtype=torch.int64),
+            "difficult": torch.tensor(image.difficult, dtype=torch.bool),
         }
         return read_image(image.path, upright=image.upright), target
 
@@ -204,13 +203,7 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                 boxes.append(item.box(width, height))
                 labels.append(self.class_names.index(item.name) + 1)
                 difficult.append(item.difficult)
-        return _Image(
-            path,
-            upright,
-            torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-            torch.tensor(labels, dtype=torch.int64),
-            torch.tensor(difficult, dtype=torch.bool),
-        )
+        return _Image(path, upright, tuple(boxes), tuple(labels), tuple(difficult))
 
 
 def _check_root(root: Path) -> Path:
@@ -229,11 +222,17 @@ def _check_root(root: Path) -> Path:
     return root
 
 
+def _annotated(root: Path) -> set[str]:
+    """The names that have an annotation."""
+    return {path.stem for path in (root / "Annotations").glob("*.xml")}
+
+
 def _image_names(root: Path, image_set: str) -> list[str]:
     """The names of a set, without suffix, each once."""
     listed = root / "ImageSets" / "Main"
+    annotated = _annotated(root)
     if image_set == "all" or not listed.is_dir():
-        names = sorted(path.stem for path in (root / "Annotations").glob("*.xml"))
+        names = sorted(annotated)
         if not names:
             raise ValueError(f"{root / 'Annotations'}: holds no .xml file")
         fifth = set(names[_EVERY_FIFTH - 1 :: _EVERY_FIFTH])
@@ -248,8 +247,10 @@ def _image_names(root: Path, image_set: str) -> list[str]:
         sets = sorted(path.stem for path in listed.glob("*.txt"))
         if image_set in sets:
             text = (listed / f"{image_set}.txt").read_text(encoding="utf-8", errors="replace")
-            # A second column, as in the sets of one class (cat_train.txt), is not part of the name.
-            return list(dict.fromkeys(line.split()[0] for line in text.split("\n") if line.strip()))
+            lines = [line.strip() for line in text.split("\n") if line.strip()]
+            # A name may hold spaces; else a second column is the flag of a class (cat_train.txt).
+            names = [line if line in annotated else line.split()[0] for line in lines]
+            return list(dict.fromkeys(names))
         known = ", ".join([*sets, "all"])
     raise ValueError(f"image_set: {root} has no set {image_set!r}, only {known}")
 
@@ -263,6 +264,11 @@ def _image_files(folder: Path) -> dict[str, Path]:
     for path in paths:
         files.setdefault(path.stem, path)
     return files
+
+
+def _find_class_names(annotations: Iterable[Annotation]) -> tuple[str, ...]:
+    """The classes that annotations name, sorted."""
+    return tuple(sorted({item.name for a in annotations for item in a.objects} - {""}))
 
 
 def _check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ class VOCFolder:
             (root / name).mkdir(parents=True)
 
     def image(
-        self, name: str, size: tuple[int, int] = (60, 40), colour: str = "red", **options: object
+        self, name: str, size: tuple[int, int] = (60, 40), colour: str = "red", **options: Any
     ) -> Path:
         """Writes an image of one colour; `name` has a suffix."""
         from PIL import Image

@@ -203,9 +203,11 @@ def test_a_folder_of_another_layout_is_an_error(tmp_path: Path, good: VOCFolder)
 
 
 def test_sets_are_those_of_the_folder(good: VOCFolder) -> None:
-    good.listed("val", "b 1", "", "b -1")  # as the sets of one class are written, and twice
-    assert [path.name for path in VOCDataset(good.root, "val").paths] == ["b.jpg"]
-    assert len(VOCDataset(good.root, "all")) == 2
+    good.image("a b.jpg")
+    good.xml("a b", [("cat", (1, 1, 9, 9))])
+    good.listed("val", "b 1", "", "b -1", "a b")  # the flags of a class, a line twice, a space
+    assert [path.name for path in VOCDataset(good.root, "val").paths] == ["b.jpg", "a b.jpg"]
+    assert len(VOCDataset(good.root, "all")) == 3
     with pytest.raises(ValueError, match=r"has no set 'test', only train, val, all"):
         VOCDataset(good.root, "test")
 
