@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The table and the chart say what the measurements say."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import plot
+
+
+def entry(group: str, contender: str, median: float) -> dict[str, Any]:
+    return {
+        "group": group,
+        "extra_info": {"contender": contender, "baseline": "ours", "cache": "cold", "threads": 1},
+        "stats": {"median": median, "q1": 0.9 * median, "q3": 1.2 * median},
+    }
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    path = tmp_path / "loss.json"
+    content = {
+        "machine_info": {
+            "cpu": {"brand_raw": "A CPU"},
+            "torch": {"version": "2.13.0", "cpu_capability": "AVX2"},
+            "ssd_fast": {"compiler": "gcc 12.2.0"},
+        },
+        "commit_info": {"id": "0123456789", "dirty": True},
+        "datetime": "2026-01-31T12:00:00+00:00",
+        "benchmarks": [
+            entry("loss, cold", "ours", 0.0005),
+            entry("loss, cold", "theirs", 0.02),
+            entry("detect, cold", "ours", 0.000025),
+            entry("detect, cold", "others", 0.00004),
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_table_has_a_line_a_group_and_a_column_a_contender(report: Path) -> None:
+    groups, _ = plot.read(report)
+    assert plot.table(groups).splitlines() == [
+        "|  | ours | theirs | others |",
+        "|---|---:|---:|---:|",
+        "| loss, cold | **500 µs** | 20 ms (40x) |  |",
+        "| detect, cold | **25 µs** |  | 40 µs (1.6x) |",
+    ]
+
+
+def test_the_report_says_where_it_comes_from(report: Path) -> None:
+    _, content = plot.read(report)
+    assert plot.provenance(content) == (
+        "A CPU, AVX2, torch 2.13.0, gcc 12.2.0, commit 0123456 with uncommitted changes, 2026-01-31"
+    )
+
+
+def test_the_command_prints_the_table_and_draws_the_same_chart_twice(
+    report: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra train")
+    monkeypatch.setattr(sys, "argv", ["plot", str(report)])
+    plot.main()
+    assert "20 ms (40x)" in capsys.readouterr().out
+    drawn = report.with_suffix(".svg").read_text()
+    assert "detect, cold" in drawn
+    assert "20 ms  40x" in drawn
+    plot.main()
+    assert report.with_suffix(".svg").read_text() == drawn
