@@ -36,6 +36,11 @@ inline uint64_t score_key(float score, uint32_t index) {
   return uint64_t{~ascending} << 32 | index;
 }
 
+inline float score_of(uint64_t key) {
+  const uint32_t ascending = ~static_cast<uint32_t>(key >> 32);
+  return bits_to_float(ascending & 0x80000000u ? ascending & 0x7fffffffu : ~ascending);
+}
+
 // Kept boxes of one class, coordinate by coordinate.
 struct KeptBlock {
   static constexpr int kBoxes = 16;
@@ -85,6 +90,11 @@ inline bool suppresses(const KeptBlock& kept, const Box& box, float box_area, fl
 class KeptBoxes {
  public:
   explicit KeptBoxes(int64_t classes) : chains_(classes) {}
+
+  void clear() {
+    std::fill(chains_.begin(), chains_.end(), Chain{});
+    blocks_.clear();
+  }
 
   // Keeps the box unless one kept before suppresses it; says whether it did.
   bool keep(int64_t label, const Box& box, float threshold) {

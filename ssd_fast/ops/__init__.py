@@ -2,6 +2,7 @@
 """The operators: one file each, with contract, public function, reference, schema and fake."""
 
 from ssd_fast.ops.decode import decode, decode_reference, encode, encode_reference
+from ssd_fast.ops.detect import detect, detect_reference
 from ssd_fast.ops.match import match, match_reference
 from ssd_fast.ops.mine import mine, mine_reference
 from ssd_fast.ops.multibox_loss import multibox_loss, multibox_loss_reference
@@ -19,6 +20,8 @@ __all__ = [
     "batched_nms_reference",
     "decode",
     "decode_reference",
+    "detect",
+    "detect_reference",
     "encode",
     "encode_reference",
     "match",

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// CPU kernel of ssd_fast::detect. Contract: ssd_fast/ops/detect.py.
+#include "../detect.h"
+
+#include <optional>
+#include <tuple>
+
+#include "tensors.h"
+
+namespace ssd_fast {
+namespace {
+
+// The bounds of each image: 4 for all of them, 4 for each, or none.
+class Clip {
+ public:
+  Clip(const std::optional<std::vector<double>>& all, const std::optional<Tensor>& each,
+       int64_t batch) {
+    if (all) {
+      STD_TORCH_CHECK(all->size() == 4, "clip: expected 4 numbers");
+      bounds_.assign(all->begin(), all->end());
+    } else if (each) {
+      const Tensor boxes = contiguous_boxes(*each, "image_clip");
+      STD_TORCH_CHECK(boxes.size(0) == batch, "image_clip: expected ", batch, " rows");
+      bounds_.assign(float_data(boxes), float_data(boxes) + 4 * batch);
+      stride_ = 4;
+    }
+  }
+
+  const float* of(int64_t image) const {
+    return bounds_.empty() ? nullptr : bounds_.data() + stride_ * image;
+  }
+
+ private:
+  std::vector<float> bounds_;
+  int64_t stride_ = 0;
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> detect_cpu(
+    const std::vector<Tensor>& deltas, const std::vector<Tensor>& logits, const Tensor& priors_in,
+    double score_threshold, int64_t top_k, double iou_threshold, int64_t max_detections,
+    const std::vector<double>& variances, int64_t background_index,
+    const std::optional<std::vector<double>>& clip_all, const std::optional<Tensor>& clip_each,
+    std::optional<double> max_log_scale) {
+  const Tensor priors = contiguous_boxes(priors_in, "priors");
+  const HeadRows heads = head_rows(deltas, logits, priors);
+  const int64_t B = heads.batch, K = max_detections;
+  STD_TORCH_CHECK(background_index >= 0 && background_index < heads.classes,
+                  "background_index: expected a class, got ", background_index);
+  STD_TORCH_CHECK(top_k >= 0 && K >= 0, "top_k, max_detections: expected at least 0");
+  STD_TORCH_CHECK(heads.priors == 0 || heads.classes <= (int64_t{1} << 32) / heads.priors,
+                  "logits: expected at most 2^32 an image");
+  const Clip clip(clip_all, clip_each, B);
+  const DetectOptions options{static_cast<float>(score_threshold),
+                              top_k,
+                              round_down(iou_threshold),
+                              K,
+                              variances_of(variances),
+                              background_index,
+                              scale_limit(max_log_scale)};
+
+  Tensor boxes = torch::stable::new_zeros(priors, {B, K, 4});
+  Tensor scores = torch::stable::new_zeros(priors, {B, K});
+  Tensor labels = torch::stable::new_zeros(priors, {B, K}, ScalarType::Long);
+  Tensor counts = torch::stable::new_zeros(priors, {B}, ScalarType::Long);
+  float* const box_data = static_cast<float*>(boxes.mutable_data_ptr());
+  float* const score_data = static_cast<float*>(scores.mutable_data_ptr());
+  int64_t* const label_data = static_cast<int64_t*>(labels.mutable_data_ptr());
+  int64_t* const count_data = static_cast<int64_t*>(counts.mutable_data_ptr());
+  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
+    Detector detector(heads.deltas, heads.logits, float_data(priors), options);
+    for (int64_t image = begin; image < end; ++image) {
+      const int64_t row = image * K;
+      count_data[image] = detector.detect(image, clip.of(image),
+                                          {box_data + 4 * row, score_data + row, label_data + row});
+    }
+  });
+  return {boxes, scores, labels, counts};
+}
+
+}  // namespace
+}  // namespace ssd_fast
+
+STABLE_TORCH_LIBRARY_IMPL(ssd_fast, CPU, m) { m.impl("detect", TORCH_BOX(&ssd_fast::detect_cpu)); }

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""detect: from the heads' raw outputs to the detections of each image.
+
+CPU csrc/cpu/detect.cpp   test tests/ops/test_detect.py
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssd_fast.boxes import MAX_LOG_SCALE, decode_boxes, four_variances, greedy_nms
+from ssd_fast.detections import Detections
+from ssd_fast.ops._arguments import (
+    as_levels,
+    check_boxes,
+    check_device,
+    check_levels,
+    check_number,
+    describe,
+)
+from ssd_fast.ops._levels import join_levels
+from ssd_fast.ops._library import register
+
+__all__ = ["detect", "detect_reference"]
+
+Clip = Sequence[float] | Tensor | None
+
+
+def detect(
+    deltas: Tensor | Sequence[Tensor],
+    logits: Tensor | Sequence[Tensor],
+    priors: Tensor,
+    *,
+    score_threshold: float = 0.01,
+    top_k: int = 400,
+    iou_threshold: float = 0.45,
+    max_detections: int = 200,
+    variances: Sequence[float] = (0.1, 0.2),
+    background_index: int = 0,
+    clip: Clip = None,
+    max_log_scale: float | None = MAX_LOG_SCALE,
+) -> Detections:
+    """Detections of each image (SSD paper, section 3.1; torchvision's ``postprocess_detections``).
+
+    Softmax; of each class but the background the ``top_k`` best scores above ``score_threshold``;
+    decoding; clipping; non-maximum suppression class by class, as `batched_nms`; of what is left
+    the ``max_detections`` best. Equal scores: lower label, then lower prior. Rows with a NaN or
+    +inf logit yield nothing, nor do boxes that are not finite. Not differentiable. Shapes are
+    fixed and nothing synchronises.
+
+    Args:
+        deltas: (B, P, 4), or one map a level, (B, A * 4, H, W) in any memory format; float32,
+            float16 or bfloat16. Row order is (level, y, x, anchor), channel ``a * 4 + k``.
+        logits: (B, P, C), or one map a level, (B, A * C, H, W); float32, float16 or bfloat16.
+        priors: (P, 4) float32 corners.
+        score_threshold: a score must exceed it, as float32.
+        top_k: candidates a class may have before suppression; P for no limit.
+        iou_threshold: a box that overlaps a better one of its class by more is suppressed.
+        max_detections: K, detections an image may have.
+        variances: 2 or 4 numbers that scaled the encoded offsets.
+        background_index: class index of the background, which is not detected.
+        clip: what boxes are clipped to before suppression: 4 numbers (x1, y1, x2, y2), or a
+            (B, 4) float32 tensor of them, or None.
+        max_log_scale: largest log-scale before the exponential, None for no clamp; see `decode`.
+
+    Returns:
+        boxes (B, K, 4) float32 in the unit of ``priors``, scores (B, K) float32, labels (B, K)
+        int64, counts (B,) int64: rows sorted by score, padded with zeros from the count on.
+
+    Raises:
+        ValueError: for arguments of a wrong shape, dtype, device or range.
+    """
+    delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
+    batch, classes = check_levels(delta_levels, logit_levels, priors, background_index)
+    _check(classes * priors.size(0), score_threshold, top_k, iou_threshold, max_detections)
+    if max_log_scale is not None and math.isnan(max_log_scale):
+        raise ValueError("max_log_scale: expected a number, or None for no clamp, got nan")
+    with torch.no_grad():
+        found = torch.ops.ssd_fast.detect.default(
+            delta_levels,
+            logit_levels,
+            priors,
+            score_threshold,
+            top_k,
+            iou_threshold,
+            max_detections,
+            four_variances(variances),
+            background_index,
+            *_bounds(clip, batch, priors),
+            max_log_scale,
+        )
+    return Detections(*found)
+
+
+def detect_reference(
+    deltas: Tensor | Sequence[Tensor],
+    logits: Tensor | Sequence[Tensor],
+    priors: Tensor,
+    *,
+    score_threshold: float = 0.01,
+    top_k: int = 400,
+    iou_threshold: float = 0.45,
+    max_detections: int = 200,
+    variances: Sequence[float] = (0.1, 0.2),
+    background_index: int = 0,
+    clip: Clip = None,
+    max_log_scale: float | None = MAX_LOG_SCALE,
+) -> Detections:
+    """The definition of `detect`, in plain PyTorch; float64 too."""
+    delta_levels = as_levels(deltas)
+    found = _detect(
+        delta_levels,
+        as_levels(logits),
+        priors,
+        score_threshold,
+        top_k,
+        iou_threshold,
+        max_detections,
+        variances,
+        background_index,
+        *_bounds(clip, delta_levels[0].size(0), priors),
+        max_log_scale,
+    )
+    return Detections(*found)
+
+
+def _detect(
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    priors: Tensor,
+    score_threshold: float,
+    top_k: int,
+    iou_threshold: float,
+    max_detections: int,
+    variances: Sequence[float],
+    background_index: int,
+    clip: Sequence[float] | None,
+    image_clip: Tensor | None,
+    max_log_scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator `detect`, image by image."""
+    delta_rows, logit_rows = join_levels(deltas, logits)
+    batch = delta_rows.size(0)
+    boxes, scores, labels, counts = empty = _fake(deltas, logits, priors, 0, 0, 0, max_detections)
+    for tensor in empty:
+        tensor.zero_()
+    for i in range(batch):
+        image_scores = logit_rows[i].softmax(dim=1)
+        prior, label = _candidates(image_scores, score_threshold, top_k, background_index)
+        score = image_scores[prior, label]
+        box = decode_boxes(
+            delta_rows[i, prior].to(priors.dtype), priors[prior], variances, max_log_scale
+        )
+        if clip is not None or image_clip is not None:
+            bounds = priors.new_tensor(clip) if image_clip is None else image_clip[i]
+            box = torch.maximum(box, bounds[:2].repeat(2)).minimum(bounds[2:].repeat(2))
+        keep = greedy_nms(box, score, iou_threshold, label)[:max_detections]
+        counts[i] = count = keep.numel()
+        boxes[i, :count], scores[i, :count], labels[i, :count] = box[keep], score[keep], label[keep]
+    return boxes, scores, labels, counts
+
+
+def _candidates(
+    scores: Tensor, score_threshold: float, top_k: int, background_index: int
+) -> tuple[Tensor, Tensor]:
+    """The candidates (prior, label) of an image with (P, C) scores, sorted by label, then prior."""
+    priors, labels = [], []
+    for label, score in enumerate(scores.unbind(dim=1)):
+        if label == background_index:
+            continue
+        above = (score > score_threshold).nonzero().squeeze(1)
+        best = score[above].sort(descending=True, stable=True).indices[:top_k]
+        priors.append(above[best].sort().values)
+        labels.append(torch.full_like(priors[-1], label))
+    if not priors:  # the background is the only class
+        return 2 * (torch.zeros(0, dtype=torch.int64, device=scores.device),)
+    return torch.cat(priors), torch.cat(labels)
+
+
+def _bounds(clip: Clip, batch: int, priors: Tensor) -> tuple[list[float] | None, Tensor | None]:
+    """What the operator takes for ``clip``: 4 numbers, or a (B, 4) tensor."""
+    if clip is None:
+        return None, None
+    if isinstance(clip, Tensor):
+        check_boxes("clip", clip)
+        if clip.size(0) != batch:
+            raise ValueError(
+                f"clip: expected ({batch}, 4), bounds for each image, got {describe(clip)}"
+            )
+        check_device(priors=priors, clip=clip)
+        return None, clip
+    bounds = [float(bound) for bound in clip]
+    if len(bounds) != 4 or not (bounds[0] <= bounds[2] and bounds[1] <= bounds[3]):
+        raise ValueError(
+            f"clip: expected 4 numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, or a (B, 4) "
+            f"tensor of them, got {clip!r}"
+        )
+    return bounds, None
+
+
+def _check(
+    logits: int, score_threshold: float, top_k: int, iou_threshold: float, max_detections: int
+) -> None:
+    for name, threshold in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
+        if math.isnan(threshold):
+            raise ValueError(f"{name}: expected a number, usually from 0 to 1, got nan")
+    check_number("top_k", top_k, low=0)
+    check_number("max_detections", max_detections, low=0)
+    if logits > 2**32:
+        raise ValueError(
+            f"logits: expected at most 2**32 numbers an image, got {logits}; detect fewer classes "
+            f"or priors at a time"
+        )
+
+
+def _fake(
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    priors: Tensor,
+    score_threshold: float,
+    top_k: int,
+    iou_threshold: float,
+    max_detections: int,
+    *_: object,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch = deltas[0].size(0)
+    return (
+        priors.new_empty((batch, max_detections, 4)),
+        priors.new_empty((batch, max_detections)),
+        priors.new_empty((batch, max_detections), dtype=torch.int64),
+        priors.new_empty((batch,), dtype=torch.int64),
+    )
+
+
+register(
+    "detect",
+    "(Tensor[] deltas, Tensor[] logits, Tensor priors, float score_threshold, int top_k, "
+    "float iou_threshold, int max_detections, float[] variances, int background_index, "
+    "float[]? clip, Tensor? image_clip, float? max_log_scale) -> (Tensor, Tensor, Tensor, Tensor)",
+    reference=_detect,
+    fake=_fake,
+)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Comparison of detections, for tests and benchmarks: what `testing` is to the other operators."""
+
+import torch
+from torch import Tensor
+
+from ssd_fast.boxes import box_iou
+from ssd_fast.detections import Detections
+from ssd_fast.testing import DECISION_BAND
+
+__all__ = ["assert_same_detections"]
+
+
+def assert_same_detections(
+    found: Detections,
+    expected: Detections,
+    scores: Tensor,
+    boxes: Tensor,
+    *,
+    score_threshold: float = 0.01,
+    top_k: int = 400,
+    iou_threshold: float = 0.45,
+    background_index: int = 0,
+    band: float = DECISION_BAND,
+) -> None:
+    """Fails unless images have equal detections, or others that keys within ``band`` explain.
+
+    An image may differ only where every row it holds and every candidate it leaves out is what
+    greedy suppression decides for scores and overlaps moved by at most ``band`` of themselves.
+
+    Args:
+        found: detections of a batch.
+        expected: detections of the same batch by another implementation.
+        scores: (B, P, C) float64, the softmax that both started from.
+        boxes: (B, P, 4) float64, decoded and clipped.
+        score_threshold: see `ssd_fast.ops.detect`, as the next three.
+        top_k: see there.
+        iou_threshold: see there.
+        background_index: see there.
+        band: relative distance within which keys may be ordered either way.
+    """
+    assert found.boxes.shape == expected.boxes.shape
+    for i, (one, other) in enumerate(zip(found.to_list(), expected.to_list(), strict=True)):
+        tail = slice(int(found.counts[i]), None)
+        assert not any(bool(rows[i, tail].any()) for rows in found[:3]), f"image {i}: padding"
+        if one["labels"].equal(other["labels"]):
+            atol = band * float(boxes[i].nan_to_num(0, 0, 0).abs().max())
+            if one["boxes"].allclose(other["boxes"], rtol=band, atol=atol) and one[
+                "scores"
+            ].allclose(other["scores"], rtol=band, atol=0):
+                continue
+        assert not bool((one["labels"] == background_index).any()), f"image {i}: background"
+        priors = _priors_of(one, scores[i], boxes[i], band)
+        full = len(priors) == found.scores.size(1)
+        last = float(one["scores"][-1]) if full and len(priors) else -1.0
+        best_first = scores[i][priors, one["labels"]]
+        assert bool((best_first[1:] <= best_first[:-1] * (1 + band)).all()), f"image {i}: order"
+        for label in range(scores.size(2)):
+            if label == background_index:
+                continue
+            kept = priors[one["labels"] == label]
+            what = f"image {i}, class {label}"
+            score = scores[i, :, label]
+            _check_top_k(score, kept, score_threshold, top_k, band, what)
+            _check_suppression(
+                score, boxes[i], kept, (score_threshold, top_k, iou_threshold, last), band, what
+            )
+
+
+def _priors_of(image: dict[str, Tensor], scores: Tensor, boxes: Tensor, band: float) -> Tensor:
+    """The prior of each detection, found by its box and score, no prior twice for a class."""
+    taken = torch.zeros_like(scores, dtype=torch.bool)
+    priors = []
+    for box, score, label in zip(*(image[k] for k in ("boxes", "scores", "labels")), strict=True):
+        distance = (boxes - box).abs().amax(dim=1) + (scores[:, label] - score).abs()
+        distance = distance.nan_to_num(torch.inf).masked_fill(taken[:, label], torch.inf)
+        nearest = int(distance.argmin())
+        allowed = 10 * band * (1 + float(box.abs().max()))
+        assert distance[nearest] <= allowed, f"no prior gives class {int(label)}, box {box}"
+        taken[nearest, label] = True
+        priors.append(nearest)
+    return torch.tensor(priors, dtype=torch.int64)
+
+
+def _check_top_k(
+    score: Tensor, kept: Tensor, score_threshold: float, top_k: int, band: float, what: str
+) -> None:
+    """Every kept row of a class is above the threshold and among the top_k, give or take."""
+    clearly_better = (score > score[kept, None] * (1 + band)).sum(dim=1)
+    threshold = score_threshold - band * abs(score_threshold)
+    assert bool((score[kept] > threshold).all()), f"{what}: a kept score is below the threshold"
+    assert bool((clearly_better < top_k).all()), f"{what}: a kept score is not among the top_k"
+
+
+def _check_suppression(
+    score: Tensor,
+    boxes: Tensor,
+    kept: Tensor,
+    limits: tuple[float, int, float, float],
+    band: float,
+    what: str,
+) -> None:
+    """Kept rows of a class do not overlap, and every candidate left out has a reason."""
+    score_threshold, top_k, iou_threshold, last = limits
+    margin = band * abs(iou_threshold)
+    overlap = box_iou(boxes, boxes[kept])
+    among = overlap[kept].fill_diagonal_(-torch.inf)
+    assert bool((among <= iou_threshold + margin).all()), f"{what}: kept boxes overlap"
+    above = score_threshold + band * abs(score_threshold)
+    left_out = (score > above) & boxes.isfinite().all(dim=1)
+    left_out[kept] = False
+    rows = left_out.nonzero().squeeze(1)
+    not_worse = score >= score[rows, None] * (1 - band)
+    outranked = not_worse.sum(dim=1) - 1 >= top_k
+    suppressed = ((overlap[rows] > iou_threshold - margin) & not_worse[:, kept]).any(dim=1)
+    beyond = score[rows] <= last * (1 + band)
+    lost = rows[~(outranked | suppressed | beyond)]
+    assert lost.numel() == 0, f"{what}: priors {lost.tolist()} are left out without a reason"

@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""detect: equal to its definition and to torchvision, from heads in any layout, on hard inputs."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssd_fast.detections import Detections
+from ssd_fast.ops.decode import decode_reference
+from ssd_fast.ops.detect import detect, detect_reference
+from ssd_fast.testing import as_maps, random_boxes, seeded
+from ssd_fast.testing_detections import assert_same_detections
+
+CELLS = [(4, 5, 5), (6, 3, 3), (4, 1, 1)]  # (A, H, W) of each level
+P = sum(a * h * w for a, h, w in CELLS)
+
+
+def heads(generator, *, batch=2, priors=P, classes=4, kind="trained", dtype=torch.float32):
+    """Deltas (B, P, 4), logits (B, P, C) and priors (P, 4).
+
+    "trained": background nearly everywhere, and a few rows sure of a class; "untrained": every
+    class as likely as the other; "ties": few distinct logits, so that many scores are equal.
+    """
+    deltas = torch.randn(batch, priors, 4, generator=generator)
+    logits = torch.randn(batch, priors, classes, generator=generator)
+    if kind == "trained":
+        logits[..., 0] += 8
+        sure = torch.rand(batch, priors, generator=generator) < 0.2
+        label = torch.randint(0, classes, (batch, priors), generator=generator)
+        logits.scatter_add_(2, label.unsqueeze(2), sure.unsqueeze(2) * 12.0)
+    if kind == "ties":
+        logits = logits.round()
+    return deltas.to(dtype), logits.to(dtype), random_boxes(priors, generator, smallest=0.1)
+
+
+def assert_matches_reference(deltas, logits, priors, **options):
+    """Detections of kernel and reference, equal or told apart only within the band."""
+    found = detect(deltas, logits, priors, **options)
+    rows = (deltas.double(), logits.double(), priors.double())
+    scores = rows[1].softmax(dim=2)
+    boxes = decode_reference(rows[0], rows[2], max_log_scale=options.get("max_log_scale", 4.0))
+    if (clip := options.pop("clip", None)) is not None:
+        clip = torch.as_tensor(clip, dtype=torch.float64).reshape(-1, 1, 4).expand(len(boxes), 1, 4)
+        boxes = boxes.maximum(clip[..., :2].repeat(1, 1, 2)).minimum(clip[..., 2:].repeat(1, 1, 2))
+        options["clip"] = clip.squeeze(1).float().contiguous()
+    expected = detect_reference(deltas, logits, priors, **options)
+    kept = ("score_threshold", "top_k", "iou_threshold", "background_index")
+    options = {name: value for name, value in options.items() if name in kept}
+    assert_same_detections(found, expected, scores, boxes, **options)
+    return found
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    kind=st.sampled_from(["trained", "untrained", "ties"]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    classes=st.sampled_from([1, 2, 4, 21]),
+    options=st.fixed_dictionaries(
+        {
+            "score_threshold": st.sampled_from([0.01, 0.0, -0.1, 0.3, 0.6, 1e-6, 1e-38, 1.0]),
+            "top_k": st.sampled_from([0, 1, 5, 400]),
+            "max_detections": st.sampled_from([0, 1, 7, 200, 600]),
+            "iou_threshold": st.sampled_from([0.45, 0.0, 0.7, 1.0]),
+            "clip": st.sampled_from([None, (0.0, 0.0, 1.0, 1.0)]),
+            "max_log_scale": st.sampled_from([4.0, 0.1]),
+        }
+    ),
+)
+def test_equals_reference(seed, kind, dtype, classes, options):
+    inputs = heads(seeded(seed), batch=1, priors=60, classes=classes, kind=kind, dtype=dtype)
+    options["background_index"] = seed % classes
+    assert_matches_reference(*inputs, **options)
+
+
+@pytest.mark.parametrize("kind", ["trained", "untrained"])
+@pytest.mark.parametrize("classes", [2, 21])
+def test_every_device_decides_the_same(device, classes, kind):
+    inputs = [t.to(device) for t in heads(seeded(0), priors=700, classes=classes, kind=kind)]
+    found = detect(*inputs)
+    assert found.counts.device.type == device.type
+    assert [t.dtype for t in found] == [torch.float32, torch.float32, torch.int64, torch.int64]
+    deltas, logits, priors = (t.cpu() for t in inputs)
+    assert_same_detections(
+        Detections(*(t.cpu() for t in found)),
+        detect_reference(deltas, logits, priors),
+        logits.double().softmax(dim=2),
+        decode_reference(deltas.double(), priors.double()),
+    )
+
+
+@given(seed=st.integers(0, 2**31), kind=st.sampled_from(["trained", "untrained"]))
+def test_equals_torchvision(torchvision, seed, kind):
+    deltas, logits, priors = heads(seeded(seed), kind=kind)
+    priors = priors * 300
+    detector = torchvision.models.detection
+    model = SimpleNamespace(
+        box_coder=detector._utils.BoxCoder((10.0, 10.0, 5.0, 5.0)),
+        score_thresh=0.01,
+        topk_candidates=10,
+        nms_thresh=0.45,
+        detections_per_img=50,
+    )
+    lists = detector.ssd.SSD.postprocess_detections(
+        model,
+        {"bbox_regression": deltas, "cls_logits": logits},
+        [priors] * 2,
+        [(300, 300)] * 2,
+    )
+    expected = Detections(
+        torch.zeros(2, 50, 4), torch.zeros(2, 50), torch.zeros(2, 50).long(), torch.zeros(2).long()
+    )
+    for i, image in enumerate(lists):
+        expected.counts[i] = n = image["scores"].numel()
+        expected.boxes[i, :n], expected.scores[i, :n] = image["boxes"], image["scores"]
+        expected.labels[i, :n] = image["labels"]
+    found = detect(deltas, logits, priors, top_k=10, max_detections=50, clip=(0, 0, 300, 300))
+    boxes = decode_reference(deltas.double(), priors.double()).clamp(0, 300)
+    scores = logits.double().softmax(dim=2)
+    assert_same_detections(found, expected, scores, boxes, top_k=10)
+
+
+def strided(level):
+    """The same numbers with gaps between all dimensions."""
+    wide = torch.zeros([2 * n for n in level.shape], dtype=level.dtype, device=level.device)
+    view = wide[tuple(slice(None, None, 2) for _ in level.shape)]
+    return view.copy_(level)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("threshold", [0.01, 0.0])
+@pytest.mark.parametrize("background", [0, 2])
+def test_heads_are_read_where_they_lie(device, dtype, threshold, background):
+    """Rows or maps, in any strides and dtype, give the same detections bit for bit."""
+    deltas, logits, priors = heads(seeded(0), kind="trained", dtype=dtype)
+    deltas, logits, priors = deltas.to(device), logits.to(device), priors.to(device)
+    options = {"score_threshold": threshold, "background_index": background}
+    expected = detect(deltas, logits, priors, **options)
+    assert int(expected.counts.min()) > 10
+    split = [100, P - 100]
+    layouts = {
+        "levels of rows": (deltas.split(split, dim=1), logits.split(split, dim=1)),
+        "class by class": (deltas.mT.contiguous().mT, logits.mT.contiguous().mT),
+        "strided rows": (strided(deltas), strided(logits)),
+        "maps": (as_maps(deltas, CELLS), as_maps(logits, CELLS)),
+    }
+    maps = layouts["maps"]
+    layouts["channels_last"] = tuple(
+        [level.to(memory_format=torch.channels_last) for level in levels] for levels in maps
+    )
+    layouts["strided maps"] = tuple([strided(level) for level in levels] for levels in maps)
+    layouts["transposed maps"] = tuple([x.mT.contiguous().mT for x in levels] for levels in maps)
+    layouts["mixed"] = (maps[0], layouts["channels_last"][1])
+    for name, (one, other) in layouts.items():
+        for found, wanted in zip(detect(one, other, priors, **options), expected, strict=True):
+            assert torch.equal(found, wanted), name
+    for found, wanted in zip(
+        detect_reference(*maps, priors, **options)[2:], expected[2:], strict=True
+    ):
+        assert torch.equal(found, wanted)
+
+
+def test_large_maps_are_scanned_whole(device):
+    """A map longer than the strips in which it is scanned: a class at every place is found."""
+    cells = [(1, 70, 61)]
+    deltas = torch.zeros(1, 4270, 4, device=device)
+    logits = torch.zeros(1, 4270, 2, device=device)
+    logits[..., 0] = 9
+    x = torch.arange(4270.0, device=device)
+    priors = torch.stack((x, x * 0, x + 1, x * 0 + 1), dim=1)
+    for begin in range(0, 4270, 61):
+        some = logits.clone()
+        some[0, begin : begin + 3, 1] = torch.tensor([30.0, 20, 19], device=device)
+        maps = (as_maps(deltas, cells), as_maps(some, cells))
+        for found in (detect(*maps, priors), detect(deltas, some, priors)):
+            assert found.boxes[0, : int(found.counts), 0].tolist() == [begin, begin + 1, begin + 2]
+
+
+def test_expanded_inputs(device):
+    deltas, logits, priors = (t.to(device) for t in heads(seeded(0), batch=1))
+    one = detect(deltas, logits, priors)
+    three = detect(deltas.expand(3, -1, -1), logits.expand(3, -1, -1), priors)
+    for single, triple in zip(one, three, strict=True):
+        assert torch.equal(single.expand_as(triple), triple)
+
+
+def apart(n, device="cpu"):
+    """Unit squares that do not touch, so that nothing is suppressed."""
+    x = 2 * torch.arange(float(n), device=device)
+    return torch.stack((x, torch.zeros_like(x), x + 1, torch.ones_like(x)), dim=1)
+
+
+def test_equal_scores_go_by_label_then_prior(device):
+    priors = apart(5, device)
+    deltas, logits = torch.zeros(1, 5, 4, device=device), torch.zeros(1, 5, 3, device=device)
+    found = detect(deltas, logits, priors)
+    assert found.labels[0, :10].tolist() == [1] * 5 + [2] * 5
+    assert found.boxes[0, :10, 0].tolist() == [0, 2, 4, 6, 8] * 2
+    found = detect(deltas, logits, priors, top_k=2, max_detections=3)
+    assert found.labels.tolist() == [[1, 1, 2]]
+    assert found.boxes[0, :, 0].tolist() == [0, 2, 0]
+    middle = detect(deltas, logits, priors, background_index=1, max_detections=6)
+    assert middle.labels.tolist() == [[0] * 5 + [2]]
+
+
+def test_the_lower_prior_suppresses_its_equals(device):
+    priors = torch.tensor([[0.0, 0, 1, 1]] * 3, device=device)
+    found = detect(torch.zeros(1, 3, 4, device=device), torch.zeros(1, 3, 3, device=device), priors)
+    assert found.counts.tolist() == [2]  # classes do not meet
+    assert found.labels[0, :2].tolist() == [1, 2]
+
+
+def test_top_k_counts_before_suppression(device):
+    """Two equal boxes use up top_k = 2, although one is suppressed."""
+    priors = torch.tensor([[0.0, 0, 1, 1]] * 2 + [[5.0, 5, 6, 6]], device=device)
+    logits = torch.tensor([[[0.0, 3], [0, 2], [0, 1]]], device=device)
+    deltas = torch.zeros(1, 3, 4, device=device)
+    assert detect(deltas, logits, priors, top_k=2).counts.tolist() == [1]
+    assert detect(deltas, logits, priors, top_k=3).counts.tolist() == [2]
+    deltas[0, 0] = math.nan  # not kept, but one of the top_k
+    assert detect(deltas, logits, priors, top_k=1).counts.tolist() == [0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("threshold", [0.01, 0.0, -1.0])
+def test_rows_with_nan_or_infinite_logits_yield_nothing(device, bad, place, threshold):
+    logits = torch.tensor([[[0.0, 4, 5], [0, 4, 5]]], device=device)
+    logits[0, 0, place] = bad
+    for layout in (logits, logits.mT.contiguous().mT):
+        found = detect(
+            torch.zeros(1, 2, 4, device=device), layout, apart(2, device), score_threshold=threshold
+        )
+        at = found.boxes[0, : int(found.counts), 0].tolist()
+        assert set(at) == {2.0}
+
+
+def test_minus_infinity_is_a_class_ruled_out(device):
+    inf = math.inf
+    logits = torch.tensor([[[0.0, -inf, 5], [-inf, 4, 4], [-inf, -inf, -inf]]], device=device)
+    found = detect(torch.zeros(1, 3, 4, device=device), logits, apart(3, device))
+    assert found.counts.tolist() == [3]
+    assert found.labels[0, :3].tolist() == [2, 1, 2]
+    expected = torch.tensor([1 / (1 + math.exp(-5)), 0.5, 0.5], device=device)
+    torch.testing.assert_close(found.scores[0, :3], expected)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_boxes_that_are_not_finite_are_not_kept(device, bad):
+    deltas, logits = torch.zeros(1, 4, 4, device=device), torch.zeros(1, 4, 2, device=device)
+    deltas[0, 1, 0] = bad
+    priors = apart(4, device)
+    priors[2, 3] = bad
+    found = detect(deltas, logits, priors)
+    assert found.boxes[0, : int(found.counts), 0].tolist() == [0, 6]
+    clipped = detect(deltas, logits, priors, clip=(0, 0, 10, 10))
+    assert bool(clipped.boxes.isfinite().all())
+
+
+def test_huge_logits_are_compared_by_their_difference(device):
+    """Near 1e7 float32 counts by ones: the background plus a margin would round."""
+    logits = torch.tensor([[[1e7, 1e7 + 1], [-1e7, -1e7 - 4], [1e7, 1e7 - 6]]], device=device)
+    for layout in (logits, logits.mT.contiguous().mT):
+        found = detect(torch.zeros(1, 3, 4, device=device), layout, apart(3, device))
+        expected = torch.tensor([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(4))], device=device)
+        torch.testing.assert_close(found.scores[0, :2], expected)
+        assert found.counts.tolist() == [2]
+
+
+@given(st.floats(1e-4, 0.9999), st.integers(-4, 4))
+def test_scores_beside_the_threshold_are_not_lost(threshold, steps):
+    """The shortcut by logits never drops a row whose softmax passes."""
+    threshold = float(torch.tensor(threshold))
+    logit = torch.tensor(math.log(threshold / (1 - threshold)))
+    for _ in range(abs(steps)):
+        logit = logit.nextafter(torch.tensor(math.copysign(math.inf, steps)))
+    logits = torch.stack((torch.tensor(0.0), logit)).reshape(1, 1, 2)
+    score = detect(torch.zeros(1, 1, 4), logits, apart(1), score_threshold=-1).scores[0, 0]
+    found = detect(torch.zeros(1, 1, 4), logits, apart(1), score_threshold=threshold)
+    assert bool(found.counts) == (float(score) > threshold)
+
+
+def test_scores_exceed_the_threshold_as_float32(device):
+    deltas, logits = torch.zeros(1, 1, 4, device=device), torch.zeros(1, 1, 2, device=device)
+    for threshold, count in ((0.5, 0), (0.5 - 2**-27, 0), (0.5 - 2**-25, 1), (1.0, 0)):
+        for function in (detect, detect_reference):
+            found = function(deltas, logits, apart(1, device), score_threshold=threshold)
+            assert found.counts.tolist() == [count]
+
+
+def test_boxes_are_clipped_before_suppression(device):
+    """Apart outside of the image, equal inside."""
+    priors = torch.tensor([[-9.0, 0, 1, 1], [0, 0, 1, 9]], device=device)
+    deltas, logits = torch.zeros(2, 2, 4, device=device), torch.zeros(2, 2, 2, device=device)
+    assert detect(deltas, logits, priors).counts.tolist() == [2, 2]
+    found = detect(deltas, logits, priors, clip=(0, 0, 1, 1))
+    assert found.counts.tolist() == [1, 1]
+    assert found.boxes[0, 0].tolist() == [0, 0, 1, 1]
+    each = torch.tensor([[0.0, 0, 1, 1], [-20, 0, 20, 20]], device=device)
+    assert detect(deltas, logits, priors, clip=each).counts.tolist() == [1, 2]
+    each[1, 2] = math.nan
+    assert detect(deltas, logits, priors, clip=each).counts.tolist() == [1, 0]
+    assert detect_reference(deltas, logits, priors, clip=each).counts.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("batch", "priors", "classes", "options"),
+    [
+        (0, 5, 3, {}),
+        (2, 0, 3, {}),
+        (2, 5, 1, {}),
+        (2, 5, 3, {"max_detections": 0}),
+        (2, 5, 3, {"top_k": 0}),
+        (0, 0, 1, {"max_detections": 0}),
+    ],
+)
+def test_nothing_in_nothing_out(device, batch, priors, classes, options):
+    inputs = heads(seeded(0), batch=batch, priors=priors, classes=classes, kind="untrained")
+    inputs = [t.to(device) for t in inputs]
+    for function in (detect, detect_reference):
+        found = function(*inputs, **options)
+        kept = options.get("max_detections", 200)
+        assert found.boxes.shape == (batch, kept, 4)
+        assert found.scores.shape == found.labels.shape == (batch, kept)
+        assert found.counts.tolist() == [0] * batch
+        assert not bool(found.boxes.any())
+
+
+def test_empty_batches_and_levels_of_maps(device):
+    deltas = [torch.zeros(0, 8, 3, 3, device=device), torch.zeros(0, 8, 0, 3, device=device)]
+    logits = [torch.zeros(0, 6, 3, 3, device=device), torch.zeros(0, 6, 0, 3, device=device)]
+    for function in (detect, detect_reference):
+        assert function(deltas, logits, apart(18, device)).counts.tolist() == []
+    deltas, logits = ([x.new_zeros(2, *x.shape[1:]) for x in y] for y in (deltas, logits))
+    for function in (detect, detect_reference):
+        assert function(deltas, logits, apart(18, device)).counts.tolist() == [36, 36]
+
+
+def test_repeatable_with_any_number_of_threads():
+    inputs = heads(seeded(0), batch=5, kind="untrained")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = detect(*inputs)
+        for count in (2, 3, 8):
+            torch.set_num_threads(count)
+            for _ in range(3):
+                for found, wanted in zip(detect(*inputs), expected, strict=True):
+                    assert torch.equal(found, wanted)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_arguments_are_left_alone_and_no_graph_is_kept(device):
+    inputs = [t.to(device) for t in heads(seeded(0))]
+    before = [t.clone() for t in inputs]
+    found = detect(inputs[0].requires_grad_(), inputs[1].requires_grad_(), inputs[2])
+    assert not found.boxes.requires_grad
+    assert not found.scores.requires_grad
+    for one, other in zip(inputs, before, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("maps", [False, True])
+@pytest.mark.parametrize("clip", ["none", "numbers", "tensor"])
+def test_registration(device, maps, clip):
+    deltas, logits, priors = (t.to(device) for t in heads(seeded(0)))
+    one, other = (as_maps(deltas, CELLS), as_maps(logits, CELLS)) if maps else ([deltas], [logits])
+    numbers = [0.0, 0.0, 1.0, 1.0] if clip == "numbers" else None
+    each = torch.tensor([[0.0, 0, 1, 1]] * 2, device=device) if clip == "tensor" else None
+    torch.library.opcheck(
+        torch.ops.ssd_fast.detect.default,
+        (one, other, priors, 0.01, 40, 0.45, 20, [0.1, 0.2], 0, numbers, each, 4.0),
+    )
+
+
+def test_compiles_without_a_graph_break(device):
+    deltas, logits, priors = (t.to(device) for t in heads(seeded(0)))
+    compiled = torch.compile(
+        lambda d, x, p: detect([d], [x * 2], p, clip=(0, 0, 1, 1)),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    found = compiled(deltas, logits, priors)
+    assert isinstance(found, Detections)
+    for one, other in zip(
+        found, detect(deltas, logits * 2, priors, clip=(0, 0, 1, 1)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_exports(device):
+    class Head(torch.nn.Module):
+        def forward(self, deltas, logits, priors):
+            return detect(deltas, logits, priors)
+
+    inputs = tuple(t.to(device) for t in heads(seeded(0)))
+    program = torch.export.export(Head(), inputs)
+    for one, other in zip(program.module()(*inputs), detect(*inputs), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"deltas": torch.zeros(2, 5, 3)}, r"deltas\[0\]: expected \(B, P, 4\), got \(2, 5, 3\)"),
+        ({"deltas": torch.zeros(2, 4, 4)}, r"logits\[0\]: expected 4 rows"),
+        ({"deltas": []}, r"logits: expected as many levels as deltas"),
+        ({"deltas": torch.zeros(2, 5, 4).double()}, r"deltas\[0\]: expected float32, float16"),
+        ({"logits": torch.zeros(3, 5, 3)}, r"logits\[0\]: expected .* with B = 2"),
+        ({"logits": torch.zeros(2, 5, 3).long()}, r"logits\[0\]: expected float32, float16"),
+        ({"logits": torch.zeros(2, 5, 3, device="meta")}, r"logits: expected on cpu like priors"),
+        ({"priors": apart(4)}, r"priors: expected one for each of the 5 rows"),
+        ({"priors": apart(5).double()}, r"priors: expected float32"),
+        ({"background_index": 3}, r"background_index: expected from 0 to 2 for 3 classes, got 3"),
+        ({"score_threshold": math.nan}, r"score_threshold: expected a number.*nan"),
+        ({"iou_threshold": math.nan}, r"iou_threshold: expected a number.*nan"),
+        ({"max_log_scale": math.nan}, r"max_log_scale: expected a number.*nan"),
+        ({"top_k": -1}, r"top_k: expected a finite number >= 0, got -1"),
+        ({"max_detections": -1}, r"max_detections: expected a finite number >= 0, got -1"),
+        ({"variances": (0.1, 0.2, 0.3)}, r"variances: expected 2 or 4"),
+        ({"clip": (0, 0, 1)}, r"clip: expected 4 numbers"),
+        ({"clip": (0, 0, -1, 1)}, r"clip: expected 4 numbers.*x1 <= x2"),
+        ({"clip": (0, 0, math.nan, 1)}, r"clip: expected 4 numbers"),
+        ({"clip": torch.zeros(3, 4)}, r"clip: expected \(2, 4\), bounds for each image"),
+        ({"clip": torch.zeros(2, 4).half()}, r"clip: expected float32"),
+        ({"clip": torch.zeros(2, 4, device="meta")}, r"clip: expected on cpu like priors"),
+    ],
+)
+def test_rejects(change, message):
+    arguments = {
+        "deltas": torch.zeros(2, 5, 4),
+        "logits": torch.zeros(2, 5, 3),
+        "priors": apart(5),
+    }
+    with pytest.raises(ValueError, match=message):
+        detect(**(arguments | change))
+
+
+def test_rejects_maps_that_do_not_fit():
+    deltas, logits = [torch.zeros(1, 8, 2, 2)], [torch.zeros(1, 6, 2, 2)]
+    assert detect(deltas, logits, apart(8)).counts.tolist() == [16]
+    with pytest.raises(ValueError, match=r"logits\[0\]: expected a multiple of 2 channels"):
+        detect(deltas, [torch.zeros(1, 7, 2, 2)], apart(8))
+    with pytest.raises(ValueError, match=r"deltas\[0\]: expected 4 channels for each box"):
+        detect([torch.zeros(1, 7, 2, 2)], logits, apart(8))
+    with pytest.raises(ValueError, match=r"logits\[1\]: expected 3 classes"):
+        detect(deltas * 2, [*logits, torch.zeros(1, 8, 2, 2)], apart(16))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {0: [torch.zeros(2, 4, 4)]},
+        {1: [torch.zeros(1, 5, 3)]},
+        {1: [torch.zeros(2, 5, 3).double()]},
+        {2: apart(4)},
+        {4: -1},
+        {6: -1},
+        {7: [0.1]},
+        {8: 3},
+        {8: -1},
+        {9: [0.0, 1.0]},
+        {10: torch.zeros(1, 4)},
+    ],
+)
+def test_the_operator_guards_memory_itself(change):
+    arguments = [[torch.zeros(2, 5, 4)], [torch.zeros(2, 5, 3)], apart(5), 0.01, 9, 0.45, 9]
+    arguments += [[0.1, 0.2], 0, None, None, 4.0]
+    torch.ops.ssd_fast.detect(*arguments)
+    for place, value in change.items():
+        arguments[place] = value
+    with pytest.raises((RuntimeError, ValueError), match=r"expected|other rows"):
+        torch.ops.ssd_fast.detect(*arguments)
