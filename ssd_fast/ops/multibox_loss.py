@@ -22,6 +22,7 @@ from ssd_fast.ops._arguments import (
     check_number,
     check_targets,
 )
+from ssd_fast.ops._levels import join_levels
 from ssd_fast.ops._library import register
 
 __all__ = ["multibox_loss", "multibox_loss_reference"]
@@ -222,7 +223,7 @@ def _forward_reference(
     background_index: int,
     normalizer: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    delta_rows, logit_rows = _rows_of(deltas, logits)
+    delta_rows, logit_rows = join_levels(deltas, logits)
     in_range = (labels >= 0) & (labels < logit_rows.size(2)) & (labels != background_index)
     matched = match_batch(
         priors,
@@ -267,7 +268,7 @@ def _backward_reference(
     background_index: int,
     normalizer: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    delta_rows, logit_rows = _rows_of(deltas, logits)
+    delta_rows, logit_rows = join_levels(deltas, logits)
     weight = _image_weights(num_positives, normalizer).to(logit_rows.dtype)
     image, residual = _box_residuals(delta_rows, priors, boxes, offsets, code, variances)
     slope = (residual / beta).clamp(-1, 1) if beta > 0 else residual.sign()
@@ -284,19 +285,6 @@ def _backward_reference(
     class_weight = weight[selected.nonzero()[:, 0]]
     grad_logits[selected] = slope * (grad_class_loss * class_weight).unsqueeze(1)
     return _split_like(grad_deltas, deltas), _split_like(grad_logits, logits)
-
-
-def _rows_of(deltas: list[Tensor], logits: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """All rows of a batch, (B, P, 4) and (B, P, C), as float32 or float64."""
-    rows: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for delta, logit in zip(deltas, logits, strict=True):
-        anchors = delta.size(1) // 4 if delta.dim() == 4 else 1
-        for level, joined in ((delta, rows[0]), (logit, rows[1])):
-            if level.dim() == 4:
-                channels = level.size(1) // anchors
-                level = level.permute(0, 2, 3, 1).reshape(level.size(0), -1, channels)
-            joined.append(level if level.dtype == torch.float64 else level.float())
-    return torch.cat(rows[0], dim=1), torch.cat(rows[1], dim=1)
 
 
 def _split_like(rows: Tensor, levels: list[Tensor]) -> list[Tensor]:
