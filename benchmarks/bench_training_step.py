@@ -5,6 +5,7 @@ What a loss adds to a step. The network is the same, so its share bounds what an
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +26,7 @@ def test_training_step(side_by_side: SideBySide) -> None:
     losses = of_amdegroot(case).losses(*model.head_outputs(images))
     expected = torch.autograd.grad(list(losses), list(model.heads.parameters()))
 
-    def contender(
-        make: Callable[[Case], LossSystem], heads: Callable[[Tensor], Iterable[object]]
-    ) -> Contender:
+    def contender(make: Callable[[Case], LossSystem], heads: Callable[[Tensor], Any]) -> Contender:
         system = make(case)
         return Contender(
             f"{system.name} loss",

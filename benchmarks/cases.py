@@ -82,6 +82,12 @@ class Case:
             for boxes, labels in zip(self.boxes, self.labels, strict=True)
         ]
 
+    @cached_property
+    def padded_targets(self) -> tuple[Tensor, Tensor]:
+        """Boxes (B, G, 4) and labels (B, G), zeros behind the objects of each image."""
+        pad = torch.nn.utils.rnn.pad_sequence
+        return pad(self.boxes, batch_first=True), pad(self.labels, batch_first=True)
+
     def _by_image(self, rows: Tensor) -> list[Tensor]:
         return list(rows.split(self.objects.offsets.diff().tolist()))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.harness import Contender
-from benchmarks.peers import amdegroot, lufficc, nvidia, sgrvinod, torchvision_ssd
+from benchmarks.peers import amdegroot, lufficc, nvidia, sgrvinod, torchvision_ssd, vectorized
 from benchmarks.peers.torchvision_installed import installed_torchvision
 from ssd_fast import ops
 from ssd_fast.ops.multibox_loss import multibox_loss_reference
@@ -115,7 +115,21 @@ def of_sgrvinod(case: Case) -> LossSystem:
     )
 
 
-SYSTEMS = (ssd_fast, of_amdegroot, of_torchvision, of_nvidia, of_lufficc, of_sgrvinod)
+def of_vectorized(case: Case) -> LossSystem:
+    """No system's: the naive loss without a loop, on padded targets."""
+    arguments = (case.priors, *case.padded_targets)
+    return LossSystem("vectorized", lambda d, x: vectorized.multibox_loss(d, x, *arguments))
+
+
+SYSTEMS = (
+    ssd_fast,
+    of_amdegroot,
+    of_torchvision,
+    of_nvidia,
+    of_lufficc,
+    of_sgrvinod,
+    of_vectorized,
+)
 
 
 def loss_contenders(

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.peers import amdegroot, lufficc, nvidia, qfgaohao, sgrvinod, torchvision_ssd
+from benchmarks.peers import (
+    amdegroot,
+    lufficc,
+    nvidia,
+    qfgaohao,
+    sgrvinod,
+    torchvision_ssd,
+    vectorized,
+)
 from benchmarks.peers.torchvision_installed import installed_torchvision
 
 C = 5
@@ -196,6 +204,10 @@ def test_losses_are_the_definition_in_each_normalisation(seed: int) -> None:
     result = torchvision_ssd.compute_loss(targets, head, anchors, matched)
     assert [float(loss) for loss in result.values()] == pytest.approx(by_batch, rel=1e-5)
 
+    padded = (torch.stack(problem.boxes), torch.stack(problem.labels))
+    losses = vectorized.multibox_loss(problem.deltas, problem.logits, problem.corners, *padded)
+    assert [float(loss) for loss in losses] == pytest.approx(by_batch, rel=1e-5)
+
     dboxes = nvidia.DefaultBoxes(problem.priors)
     encoded = [
         nvidia.Encoder(dboxes).encode(b, n)
@@ -245,6 +257,24 @@ def test_a_batch_without_positives_is_nan_at_lufficc_and_zero_at_torchvision_and
         problem.deltas.transpose(1, 2), problem.logits.transpose(1, 2), background, labels
     )
     assert float(loss) == 0
+
+
+def test_padding_neither_matches_nor_poisons_the_vectorized_loss() -> None:
+    problem = small_problem(2)
+    boxes, labels = torch.stack(problem.boxes), torch.stack(problem.labels)
+    boxes[1], labels[1] = 0, 0  # an image without objects
+    boxes, labels = torch.cat([boxes, 0 * boxes], 1), torch.cat([labels, 0 * labels], 1)
+    owner, positive = vectorized.match(problem.corners, boxes, labels, 0.5)
+    for image in (0, 2):
+        match = defined_match(problem.boxes[image], problem.corners)
+        assert positive[image].tolist() == (match >= 0).tolist()
+        assert owner[image][match >= 0].tolist() == match[match >= 0].tolist()
+    assert not positive[1].any()
+    deltas = problem.deltas.requires_grad_()
+    loss, _ = vectorized.multibox_loss(deltas, problem.logits, problem.corners, boxes, labels)
+    (gradient,) = torch.autograd.grad(loss, deltas)
+    assert gradient.isfinite().all()
+    assert not gradient[~positive].any()
 
 
 def test_one_maximum_for_the_batch_underflows_amdegroot_keys_of_low_rows() -> None:
