@@ -3,22 +3,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
+from ssd_fast.detections import Detections
 from ssd_fast.models.heads import MultiBoxHeads, concatenate_maps
 from ssd_fast.models.transform import ImageTransform, relative_targets
 from ssd_fast.models.vgg import EXTRAS_300, EXTRAS_512, VGG16, Extra
 from ssd_fast.multibox import MultiBoxLoss
-
+from ssd_fast.ops.detect import detect
 from ssd_fast.priors import SSD300, SSD512, PriorBoxes
 from ssd_fast.targets import Targets
-
-if TYPE_CHECKING:
-    from ssd_fast.detections import Detections
 
 __all__ = ["SSD", "ssd300_vgg16", "ssd512_vgg16"]
 
@@ -118,11 +115,12 @@ class SSD(nn.Module):
             ValueError: training without images or targets, wrong shapes or devices, or an object
                 that no detector can learn from; the message names the image and the object.
         """
-        batch, sizes = self.transform(images)
         if not self.training:
+            batch, sizes = self.transform(images)
             return self._detect(batch).to_list(sizes) if sizes else []
         if targets is None:
             raise ValueError("targets: needed in training; model.eval() makes detections instead")
+        batch, sizes = self.transform(images)
         self._check_batch(len(sizes))
         if not isinstance(targets, Targets):
             background: int = self.loss.options["background_index"]
@@ -131,7 +129,7 @@ class SSD(nn.Module):
         losses: dict[str, Tensor] = self.loss(deltas, logits, targets)
         return losses
 
-    def detect_padded(self, images: Tensor | Sequence[Tensor]) -> "Detections":
+    def detect_padded(self, images: Tensor | Sequence[Tensor]) -> Detections:
         """Detections with fixed shapes, without waiting for the device.
 
         Args:
@@ -236,9 +234,7 @@ class SSD(nn.Module):
         deltas, logits = self.heads(self.backbone(batch.to(dtype)))
         return deltas, logits
 
-    def _detect(self, batch: Tensor) -> "Detections":
-        from ssd_fast.ops.detect import detect
-
+    def _detect(self, batch: Tensor) -> Detections:
         deltas, logits = self._heads(batch)
         return detect(
             deltas,
