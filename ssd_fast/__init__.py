@@ -10,10 +10,23 @@ __version__ = "0.1.0"
 
 import torch  # noqa: F401  loads the libraries that the compiled module links to
 
-from ssd_fast import _C, priors  # _C registers the operators' compiled kernels
+from ssd_fast import _C, ops, priors  # _C registers the operators' compiled kernels
 from ssd_fast.detections import Detections
+from ssd_fast.integrations import accelerate, accelerated, restore
 from ssd_fast.models import ssd300_vgg16, ssd512_vgg16
 from ssd_fast.multibox import MultiBoxLoss
 from ssd_fast.targets import Targets
 
-__all__ = ["_C", "Detections", "MultiBoxLoss", "Targets", "priors", "ssd300_vgg16", "ssd512_vgg16"]
+__all__ = [
+    "_C",
+    "Detections",
+    "MultiBoxLoss",
+    "Targets",
+    "accelerate",
+    "accelerated",
+    "ops",
+    "priors",
+    "restore",
+    "ssd300_vgg16",
+    "ssd512_vgg16",
+]

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""accelerate: gives a detector of torchvision our kernels, in place, and takes them back.
+
+A model is changed by giving the object a subclass of its own class; nothing else in the process
+is touched. torchvision is imported only here, and only when a model is passed.
+"""
+
+import sys
+from typing import TypeVar
+
+from torch import nn
+
+__all__ = ["accelerate", "accelerated", "restore"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def accelerate(model: Model) -> Model:
+    """Replaces matching, loss, anchors, decoding and NMS of a torchvision SSD by our kernels.
+
+    The model keeps its inputs, outputs, state dict and attributes; thresholds and limits are read
+    at each call. Accelerating twice changes nothing. What differs from the original:
+
+    * An object that overlaps no anchor claims none (torchvision gives it anchor 0).
+    * Objects that share a best anchor: the last wins, on every device (torchvision on CUDA: any).
+    * Negatives are mined by ``sum exp(x_c - x_background)``, whose log1p torchvision's key is up
+      to its rounding, ties by the lowest anchor (torchvision's sort is not stable).
+    * Where three times the positives exceed the negatives, positives count once (torchvision sums
+      them twice), and an object with the label of the background is left out.
+    * Classes never touch in NMS, equal scores keep the lower label, then the lower anchor, and
+      rows with NaN or +inf logits yield nothing.
+    * Boxes, scores and losses of a half-precision model are float32.
+
+    Args:
+        model: a `torchvision.models.detection.ssd.SSD`: `ssd300_vgg16`,
+            `ssdlite320_mobilenet_v3_large` or one built by hand.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: the model is no SSD of torchvision, or its class overrides a method that would
+            have to be replaced.
+    """
+    if accelerated(model):
+        return model
+    if "torchvision.models.detection.ssd" not in sys.modules:
+        raise TypeError(_not_supported(model))
+    from torchvision.models.detection.ssd import SSD
+
+    from ssd_fast.integrations.torchvision_ssd import accelerated_class
+
+    if not isinstance(model, SSD):
+        raise TypeError(_not_supported(model))
+    model.__class__ = accelerated_class(type(model))
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undoes `accelerate`; a model that was never accelerated is returned as it is.
+
+    Args:
+        model: what `accelerate` was given.
+
+    Returns:
+        The same object.
+    """
+    original = getattr(type(model), "_ssd_fast_original", None)
+    if original is not None:
+        model.__class__ = original
+        model.__dict__.pop("_ssd_fast_anchors", None)
+    return model
+
+
+def accelerated(model: nn.Module) -> dict[str, str]:
+    """Which parts of a model run on our kernels.
+
+    Args:
+        model: any module.
+
+    Returns:
+        What was replaced, and by what; empty for a model that is not accelerated.
+    """
+    return dict(getattr(type(model), "_ssd_fast_replaced", {}))
+
+
+def _not_supported(model: object) -> str:
+    return (
+        f"model: expected an SSD of torchvision.models.detection, got {type(model).__name__}; "
+        "any other detector can call ssd_fast.MultiBoxLoss and ssd_fast.ops"
+    )

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""torchvision's SSD on our kernels: the forward of 0.28, with everything but the network replaced.
+
+This is the only module that imports torchvision, and only `accelerate` imports it.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder, SSDMatcher
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD, SSDHead, SSDScoringHead
+from torchvision.models.detection.ssdlite import SSDLiteHead
+
+from ssd_fast.ops.detect import detect
+from ssd_fast.ops.multibox_loss import multibox_loss
+from ssd_fast.targets import Targets
+
+__all__ = ["accelerated_class"]
+
+REPLACED = {
+    "anchors": "built once for each image size",
+    "matching": "ssd_fast.ops.multibox_loss",
+    "loss": "ssd_fast.ops.multibox_loss",
+    "head outputs": "read in place, without permute and cat",
+    "decoding": "ssd_fast.ops.detect",
+    "nms": "ssd_fast.ops.detect",
+}
+
+
+@cache
+def accelerated_class(original: type[SSD]) -> type[SSD]:
+    """A subclass of `original` whose forward runs on our kernels.
+
+    Raises:
+        TypeError: `original` overrides a method that the new forward would pass by.
+    """
+    for name in ("forward", "compute_loss", "postprocess_detections", "eager_outputs"):
+        if getattr(original, name) is not getattr(SSD, name):
+            raise TypeError(
+                f"model: {original.__name__} overrides {name}(), which would no longer be called; "
+                "accelerate a plain SSD, or call ssd_fast.MultiBoxLoss and ssd_fast.ops yourself"
+            )
+    members = {
+        "__doc__": f"{original.__name__} of torchvision on the kernels of ssd_fast.",
+        "__reduce_ex__": _reduce,
+        "_ssd_fast_original": original,
+        "_ssd_fast_replaced": REPLACED,
+        "forward": _forward,
+    }
+    return type(f"Accelerated{original.__name__}", (original,), members)
+
+
+def _reduce(model: SSD, protocol: int) -> tuple[Any, ...]:
+    """Pickles and copies the model by its original class: the new one exists only here."""
+    state = {k: v for k, v in model.__dict__.items() if k != "_ssd_fast_anchors"}
+    return _rebuild, (type(model)._ssd_fast_original,), state
+
+
+def _rebuild(original: type[SSD]) -> SSD:
+    new = accelerated_class(original)
+    return new.__new__(new)
+
+
+def _forward(
+    model: Any, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    """Losses in training, detections in evaluation: see `torchvision.models.detection.ssd.SSD`."""
+    if model.training:
+        _check_targets(targets)
+    original_sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+    batch, targets = model.transform(images, targets)
+    if targets is not None:
+        _check_degenerate(targets)
+    features = model.backbone(batch.tensors)
+    features = [features] if isinstance(features, Tensor) else list(features.values())
+    deltas, logits = _head_outputs(model.head, features)
+    anchors = _anchors(model, batch, features)
+    if model.training:
+        assert targets is not None
+        return _losses(model, deltas, logits, anchors, targets)
+    return _detections(model, deltas, logits, anchors, batch, original_sizes)
+
+
+def _check_targets(targets: list[dict[str, Tensor]] | None) -> None:
+    """Torchvision's own checks, with its messages."""
+    if targets is None:
+        torch._assert(False, "targets should not be none when in training mode")
+        return
+    for target in targets:
+        boxes = target["boxes"]
+        torch._assert(
+            isinstance(boxes, Tensor),
+            f"Expected target boxes to be of type Tensor, got {type(boxes)}.",
+        )
+        torch._assert(
+            boxes.dim() == 2 and boxes.shape[-1] == 4,
+            f"Expected target boxes to be a tensor of shape [N, 4], got {boxes.shape}.",
+        )
+
+
+def _check_degenerate(targets: list[dict[str, Tensor]]) -> None:
+    """Torchvision's check for boxes without area, in one pass and at most one synchronisation."""
+    boxes = torch.cat([target["boxes"] for target in targets])
+    if bool((boxes[:, 2:] <= boxes[:, :2]).any()):
+        for index, target in enumerate(targets):
+            broken = (target["boxes"][:, 2:] <= target["boxes"][:, :2]).any(dim=1)
+            if bool(broken.any()):
+                torch._assert(
+                    False,
+                    "All bounding boxes should have positive height and width. Found invalid box "
+                    f"{target['boxes'][broken][0].tolist()} for target at index {index}.",
+                )
+
+
+def _head_outputs(head: Any, features: list[Tensor]) -> tuple[Any, Any]:
+    """Deltas and logits: raw maps where the head is torchvision's own, else what it returns."""
+    if type(head) in (SSDHead, SSDLiteHead) and not _has_hooks(head):
+        parts = head.regression_head, head.classification_head
+        if all(_is_plain(part, len(features)) for part in parts):
+            deltas, logits = (
+                [module(x) for module, x in zip(part.module_list, features, strict=True)]
+                for part in parts
+            )
+            return deltas, logits
+    outputs = head(features)
+    return outputs["bbox_regression"], outputs["cls_logits"]
+
+
+def _is_plain(part: Any, levels: int) -> bool:
+    return (
+        isinstance(part, SSDScoringHead)
+        and type(part).forward is SSDScoringHead.forward
+        and len(part.module_list) == levels
+        and not _has_hooks(part)
+    )
+
+
+def _has_hooks(module: Any) -> bool:
+    """Whether calling the module does more than its forward."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
+
+
+def _anchors(model: Any, batch: ImageList, features: list[Tensor]) -> Tensor:
+    """(P, 4) float32 corners in pixels of the resized images, built once for each size."""
+    generator = model.anchor_generator
+    one = ImageList(batch.tensors[:1], batch.image_sizes[:1] or [(1, 1)])
+    if type(generator) is not DefaultBoxGenerator:
+        built: Tensor = generator(one, features)[0]
+        return built.float()
+    grids = tuple(tuple(x.shape[-2:]) for x in features)
+    size = tuple(batch.tensors.shape[-2:])
+    key = (id(generator), repr(generator), grids, size, features[0].dtype, features[0].device)
+    held = model.__dict__.get("_ssd_fast_anchors")
+    if held is None or held[0] != key:
+        with torch.no_grad():
+            held = key, generator(one, features)[0].float()
+        model.__dict__["_ssd_fast_anchors"] = held
+    anchors: Tensor = held[1]
+    return anchors
+
+
+def _variances(coder: BoxCoder) -> tuple[float, ...]:
+    return tuple(1.0 / weight for weight in coder.weights)
+
+
+def _losses(
+    model: Any, deltas: Any, logits: Any, anchors: Tensor, targets: Sequence[dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    matcher = model.proposal_matcher
+    if type(matcher) is not SSDMatcher:
+        raise TypeError(
+            f"proposal_matcher: expected torchvision's SSDMatcher, got {type(matcher).__name__}; "
+            "ssd_fast.restore(model) brings back the original"
+        )
+    packed = Targets.pack(targets, validate=False)
+    box_loss, class_loss, _ = multibox_loss(
+        deltas,
+        logits,
+        anchors,
+        packed.boxes,
+        packed.labels,
+        packed.offsets,
+        iou_threshold=matcher.high_threshold,
+        ratio=model.neg_to_pos_ratio,
+        variances=_variances(model.box_coder),
+    )
+    return {"bbox_regression": box_loss, "classification": class_loss}
+
+
+def _bounds(batch: ImageList) -> tuple[float, float, float, float] | Tensor:
+    """What boxes are clipped to: the size of the images, or (B, 4) where they differ."""
+    bounds = [(0.0, 0.0, float(width), float(height)) for height, width in batch.image_sizes]
+    if len(set(bounds)) == 1:
+        return bounds[0]
+    return torch.tensor(bounds, device=batch.tensors.device).reshape(-1, 4)
+
+
+def _detections(
+    model: Any,
+    deltas: Any,
+    logits: Any,
+    anchors: Tensor,
+    batch: ImageList,
+    original_sizes: list[tuple[int, int]],
+) -> list[dict[str, Tensor]]:
+    detections = detect(
+        deltas,
+        logits,
+        anchors,
+        score_threshold=model.score_thresh,
+        top_k=model.topk_candidates,
+        iou_threshold=model.nms_thresh,
+        max_detections=model.detections_per_img,
+        variances=_variances(model.box_coder),
+        clip=_bounds(batch),
+        max_log_scale=model.box_coder.bbox_xform_clip,
+    )
+    result: list[dict[str, Tensor]] = model.transform.postprocess(
+        detections.to_list(), batch.image_sizes, original_sizes
+    )
+    return result
