@@ -5,7 +5,6 @@ This is the only module that imports torchvision, and only `accelerate` imports 
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -32,13 +31,18 @@ REPLACED = {
 }
 
 
-@cache
+# One class for each that was accelerated, so that two models of a class stay of one class.
+_classes: dict[type[SSD], type[SSD]] = {}
+
+
 def accelerated_class(original: type[SSD]) -> type[SSD]:
     """A subclass of `original` whose forward runs on our kernels.
 
     Raises:
         TypeError: `original` overrides a method that the new forward would pass by.
     """
+    if original in _classes:
+        return _classes[original]
     for name in ("forward", "compute_loss", "postprocess_detections", "eager_outputs"):
         if getattr(original, name) is not getattr(SSD, name):
             raise TypeError(
@@ -52,7 +56,8 @@ def accelerated_class(original: type[SSD]) -> type[SSD]:
         "_ssd_fast_replaced": REPLACED,
         "forward": _forward,
     }
-    return type(f"Accelerated{original.__name__}", (original,), members)
+    _classes[original] = type(f"Accelerated{original.__name__}", (original,), members)
+    return _classes[original]
 
 
 def _reduce(model: SSD, protocol: int) -> tuple[Any, ...]:
@@ -62,8 +67,8 @@ def _reduce(model: SSD, protocol: int) -> tuple[Any, ...]:
 
 
 def _rebuild(original: type[SSD]) -> SSD:
-    new = accelerated_class(original)
-    return new.__new__(new)
+    model: SSD = object.__new__(accelerated_class(original))
+    return model
 
 
 def _forward(
