@@ -6,7 +6,8 @@
 // its logit exceeds the background's by more than log(t / (1 - t)). The rest gets its softmax.
 // Candidates of all classes are then visited in one order, best first, only as many as it takes:
 // a class takes part with its first top_k, and the visit ends with the last detection. Boxes of
-// different classes never meet, so that is what NMS class by class would keep.
+// different classes never meet, so that is what NMS class by class would keep. Of the candidates
+// only the best are collected; should they all be visited, the next best are, from the logits.
 #pragma once
 
 #include <algorithm>
@@ -49,6 +50,18 @@ inline float logit_margin(float threshold) {
   if (!(threshold > 1e-30f)) return -std::numeric_limits<float>::infinity();
   const double low = std::min(static_cast<double>(threshold), 1.0) * (1 - 1e-4);
   return static_cast<float>(std::log(low / (1 - low)) - 1e-4);
+}
+
+// Four chains in place of one: they fill the registers and do not wait for each other.
+template <typename Combine>
+float reduce(const float* values, int64_t count, float start, const Combine& combine) {
+  float partial[4] = {start, start, start, start};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    for (int64_t k = 0; k < 4; ++k) partial[k] = combine(partial[k], values[i + k]);
+  }
+  for (; i < count; ++i) partial[0] = combine(partial[0], values[i]);
+  return combine(combine(partial[0], partial[1]), combine(partial[2], partial[3]));
 }
 
 template <typename T>
@@ -145,6 +158,45 @@ class CellScan {
   float lead_[kStrip];
 };
 
+// The `capacity` best (smallest) of the keys above `visited` that are offered.
+class BestKeys {
+ public:
+  BestKeys(uint64_t visited, size_t capacity) : visited_(visited), capacity_(capacity) {}
+
+  void offer(uint64_t key) {
+    if (key <= visited_ || key >= limit_) return;
+    keys_.push_back(key);
+    if (keys_.size() == 2 * capacity_) shrink();
+  }
+
+  // No key of a lower score can still be among the best.
+  float lowest_score() const { return lowest_score_; }
+
+  // Sorts the keys, best first. Returns whether any had to be left out.
+  bool finish() {
+    if (keys_.size() > capacity_) shrink();
+    std::sort(keys_.begin(), keys_.end());
+    return limit_ != std::numeric_limits<uint64_t>::max();
+  }
+
+  const std::vector<uint64_t>& keys() const { return keys_; }
+
+ private:
+  void shrink() {
+    const auto last = keys_.begin() + static_cast<int64_t>(capacity_);
+    std::nth_element(keys_.begin(), last, keys_.end());
+    limit_ = *last;
+    lowest_score_ = score_of(limit_);
+    keys_.erase(last, keys_.end());
+  }
+
+  uint64_t visited_;
+  size_t capacity_;
+  uint64_t limit_ = std::numeric_limits<uint64_t>::max();
+  float lowest_score_ = -std::numeric_limits<float>::infinity();
+  std::vector<uint64_t> keys_;
+};
+
 // Finds the detections of images, one after the other; a thread needs one of these.
 class Detector {
  public:
@@ -167,23 +219,28 @@ class Detector {
   // Writes the detections of an image, at most max_detections, and returns how many there are.
   // `clip` is 4 bounds or null.
   int64_t detect(int64_t image, const float* clip, const DetectionRows& out) {
-    if (options_.max_detections == 0 || options_.top_k == 0) return 0;
-    find_candidates(image);
+    if (options_.top_k == 0) return 0;
     kept_.clear();
     std::fill(seen_.begin(), seen_.end(), 0);
     int64_t count = 0;
-    size_t sorted = 0;
-    for (size_t i = 0; i < candidates_.size() && count < options_.max_detections; ++i) {
-      if (i == sorted) sorted = sort_more(sorted);
-      count += visit(candidates_[i], image, clip, count, out);
+    uint64_t visited = 0;  // no key is this small
+    bool more = true;
+    for (size_t capacity = 1024; more && count < options_.max_detections; capacity *= 4) {
+      best_ = BestKeys(visited, capacity);
+      collect(image);
+      more = best_.finish();
+      for (const uint64_t key : best_.keys()) {
+        if (count == options_.max_detections) break;
+        count += visit(key, image, clip, count, out);
+        visited = key;
+      }
     }
     return count;
   }
 
  private:
-  // Fills candidates_ with the keys of all scores above the threshold.
-  void find_candidates(int64_t image) {
-    candidates_.clear();
+  // Offers the keys of all scores above the threshold to best_.
+  void collect(int64_t image) {
     visit_dtype(logits_.dtype, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       for (size_t l = 0; l < logits_.levels.size(); ++l) {
@@ -194,7 +251,7 @@ class Detector {
         for (const int64_t prior : survivors_) {
           load_row(data + level.offset(image, prior - starts_[l]), level.channel_stride,
                    logits_.channels, row_.data());
-          add_scores(prior);
+          offer_scores(prior);
         }
       }
     });
@@ -214,36 +271,25 @@ class Detector {
     }
   }
 
-  // Softmax of the logits in row_; what exceeds the threshold becomes a candidate. A NaN or +inf
-  // logit makes all scores NaN, and NaN exceeds nothing.
-  void add_scores(int64_t prior) {
+  // Softmax of the logits in row_; what exceeds the threshold is offered. A NaN or +inf logit
+  // makes all scores NaN, and NaN exceeds nothing.
+  void offer_scores(int64_t prior) {
     const int64_t classes = logits_.channels;
-    float largest = -std::numeric_limits<float>::infinity();
-    for (int64_t c = 0; c < classes; ++c) largest = row_[c] > largest ? row_[c] : largest;
+    const float largest = reduce(row_.data(), classes, -std::numeric_limits<float>::infinity(),
+                                 [](float a, float b) { return b > a ? b : a; });
+    std::fill(row_.begin() + classes, row_.end(), largest);
     for (size_t c = 0; c < row_.size(); c += kLanes) {
       store(&row_[c], exp(load(&row_[c]) - largest));
     }
-    float sum = 0;
-    for (int64_t c = 0; c < classes; ++c) sum += row_[c];
+    const float sum = reduce(row_.data(), classes, 0.0f, [](float a, float b) { return a + b; });
+    // No score of the row is above 1 / sum.
+    if (!(1 / sum > options_.score_threshold) || 1 / sum < best_.lowest_score()) return;
     for (int64_t c = 0; c < classes; ++c) {
       const float score = row_[c] / sum;
       if (score > options_.score_threshold && c != options_.background) {
-        candidates_.push_back(score_key(score, static_cast<uint32_t>(c * num_priors_ + prior)));
+        best_.offer(score_key(score, static_cast<uint32_t>(c * num_priors_ + prior)));
       }
     }
-  }
-
-  // Sorts the next best candidates, from `begin` on, and returns where they end.
-  size_t sort_more(size_t begin) {
-    const size_t chunk = std::max<size_t>(512, 2 * begin);
-    const auto first = candidates_.begin() + static_cast<int64_t>(begin);
-    auto last = candidates_.end();
-    if (candidates_.size() - begin > chunk) {
-      last = first + static_cast<int64_t>(chunk);
-      std::nth_element(first, last, candidates_.end());
-    }
-    std::sort(first, last);
-    return static_cast<size_t>(last - candidates_.begin());
   }
 
   // Writes the candidate as detection number `count` if it is one.
@@ -294,7 +340,7 @@ class Detector {
   std::vector<int64_t> seen_;  // candidates visited of each class
   std::vector<float> row_;     // logits of a row, padded to whole lanes
   std::vector<int64_t> survivors_;
-  std::vector<uint64_t> candidates_;
+  BestKeys best_{0, 0};
 };
 
 }  // namespace ssd_fast

@@ -42,13 +42,11 @@ inline float to_float(BFloat16 value) { return bits_to_float(uint32_t{value.bits
 inline float to_float(Half value) {
   const uint32_t sign = (uint32_t{value.bits} & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
-  if (magnitude >= 0x7c00u) {  // infinity and NaN
-    return bits_to_float(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
-  }
   // Shifted into place, the exponent is short by 127 - 15: one exact product mends it, subnormals
-  // too.
+  // too. Infinity and NaN keep their mantissa. Without a branch, so that loops become vectors.
   const float scaled = bits_to_float(magnitude << 13) * bits_to_float(0x77800000u);
-  return bits_to_float(sign | float_to_bits(scaled));
+  const uint32_t infinite = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return bits_to_float(sign | infinite | float_to_bits(scaled));
 }
 
 template <typename T>

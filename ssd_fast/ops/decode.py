@@ -4,7 +4,7 @@
 CPU csrc/cpu/decode.cpp   definitions ssd_fast/boxes.py   test tests/ops/test_decode.py
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def encode(boxes: Tensor, priors: Tensor, variances: Sequence[float] = (0.1, 0.2
     _check("boxes", boxes, priors)
     four = four_variances(variances)
     rows, priors, shape = _as_rows("boxes", boxes.float(), priors)
-    offsets: Tensor = _Encode.apply(rows, priors, four)
+    offsets = _apply_encode(rows, priors, four)
     return offsets if shape is None else offsets.reshape(shape)
 
 
@@ -70,7 +70,7 @@ def decode(
     four = four_variances(variances)
     check_max_log_scale(max_log_scale)
     rows, priors, shape = _as_rows("deltas", deltas, priors)
-    boxes: Tensor = _Decode.apply(rows, priors, four, max_log_scale)
+    boxes = _apply_decode(rows, priors, four, max_log_scale)
     return boxes if shape is None else boxes.reshape(shape)
 
 
@@ -192,6 +192,11 @@ class _Decode(torch.autograd.Function):
             grads[0], deltas.to(priors.dtype), priors, ctx.variances, ctx.max_log_scale
         )
         return d_deltas.to(deltas.dtype), _sum_leading(d_priors), None, None
+
+
+# Typed names: `apply` has no annotations before torch 2.15.
+_apply_encode: Callable[..., Tensor] = _Encode.apply
+_apply_decode: Callable[..., Tensor] = _Decode.apply
 
 
 def _corner_gradients(d_center: Tensor, d_size: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,17 @@ def test_encode_equals_reference(device, shape, dtype):
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_half_number_is_read_exactly(device, dtype):
+    """With a unit prior and unit variances the first offset is a shift of the box."""
+    deltas = torch.zeros(2**16, 4, dtype=dtype)
+    deltas[:, 0] = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    prior = torch.tensor([[-0.5, -0.5, 0.5, 0.5]]).expand(2**16, 4)
+    boxes = decode(deltas.to(device), prior.to(device), (1.0, 1.0)).cpu()
+    expected = decode_reference(deltas.float(), prior, (1.0, 1.0))
+    assert torch.equal(boxes.nan_to_num(7.7), expected.nan_to_num(7.7))
+
+
 def test_decode_inverts_encode(device):
     priors, boxes = corners(500, device=device), corners(3, 500, device=device)
     torch.testing.assert_close(decode(encode(boxes, priors), priors), boxes, rtol=1e-5, atol=1e-5)
