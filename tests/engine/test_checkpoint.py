@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Checkpoints survive a full disk, and a damaged one is named, not run."""
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssd_fast.engine.checkpoint import load_checkpoint, save_checkpoint
+
+
+def test_round_trip(tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    state = {"step": 3, "tensors": [torch.arange(5), torch.ones(2, 2).bfloat16()], "name": "a"}
+    save_checkpoint(path, state)
+    loaded = load_checkpoint(path)
+    assert loaded["step"] == 3
+    assert loaded["name"] == "a"
+    for mine, theirs in zip(state["tensors"], loaded["tensors"], strict=True):
+        assert mine.dtype == theirs.dtype
+        assert torch.equal(mine, theirs)
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 1})
+
+    def full(number: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left on device; the file that was there is un"):
+            save_checkpoint(path, {"step": 2, "tensor": torch.zeros(10_000)})
+    assert load_checkpoint(path)["step"] == 1
+
+
+def test_a_missing_checkpoint_says_what_to_do(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="start a run without --resume"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("length", [0, 10, 500])
+def test_a_torn_checkpoint_is_named(tmp_path: Path, length: int):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"tensor": torch.zeros(100)})
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged or no checkpoint"):
+        load_checkpoint(path)
+
+
+class _Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("ran",)
+
+
+def test_code_in_a_file_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(pickle.dumps(_Payload(), protocol=2))
+    with pytest.raises(ValueError, match="is damaged or no checkpoint"):
+        load_checkpoint("checkpoint.pt")
+    torch.save(_Payload(), tmp_path / "zipped.pt")
+    with pytest.raises(ValueError, match="is damaged or no checkpoint"):
+        load_checkpoint("zipped.pt")
+    assert not Path("ran").exists()
+
+
+def test_other_formats_are_refused(tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"format": 99}, path)
+    with pytest.raises(ValueError, match="checkpoint format 99"):
+        load_checkpoint(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        load_checkpoint(path)
