@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Batches for training: images of one size, boxes in [0, 1], an order fixed by the seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ssd_fast.data.augmentation import Augmentation
+from ssd_fast.targets import Targets
+
+__all__ = ["Batch", "DetectionDataset", "TrainingSamples", "batches"]
+
+
+class DetectionDataset(Protocol):
+    """What the engine asks of a dataset."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes; label i + 1 is `class_names[i]`."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, dict[str, Tensor]]:
+        """Image (3, H, W) uint8; boxes (n, 4) float32 in pixels, labels and difficult (n,)."""
+
+
+class Batch(NamedTuple):
+    """B images and their objects.
+
+    Attributes:
+        images: (B, 3, S, S) uint8.
+        targets: boxes in [0, 1]; `dropped` counts the broken boxes that are not among them.
+    """
+
+    images: Tensor
+    targets: Targets
+
+
+class _Sample(NamedTuple):
+    image: Tensor  # (3, S, S) uint8
+    boxes: Tensor  # (n, 4) float32 in [0, 1]
+    labels: Tensor  # (n,) int64
+    dropped: int  # broken boxes left out
+
+
+class _Read(NamedTuple):
+    image: Tensor  # (3, H, W) uint8
+    target: dict[str, Tensor]  # boxes (n, 4) in pixels, labels (n,); no broken ones
+    dropped: int
+
+
+class TrainingSamples(Dataset[_Sample]):
+    """A dataset's images, augmented, decoded once while they fit in memory.
+
+    Args:
+        dataset: the images.
+        augmentation: makes each draw of an image another.
+        keep_bytes: how many bytes of decoded images are kept.
+    """
+
+    def __init__(
+        self, dataset: DetectionDataset, augmentation: Augmentation, *, keep_bytes: int = 0
+    ) -> None:
+        self.dataset = dataset
+        self.augmentation = augmentation
+        self._room = keep_bytes
+        self._kept: dict[int, _Read] = {}
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    def __getitem__(self, draw: tuple[int, int]) -> _Sample:
+        """Draws a sample.
+
+        Args:
+            draw: index of the image, and the seed of its augmentation.
+
+        Returns:
+            The image and its objects.
+        """
+        index, seed = draw
+        read = self._kept.get(index)
+        if read is None:
+            read = self._read(index)
+            if read.image.numel() <= self._room:
+                self._room -= read.image.numel()
+                self._kept[index] = read
+        generator = torch.Generator().manual_seed(seed)
+        image, target = self.augmentation(read.image, read.target, generator)
+        boxes = target["boxes"] / self.augmentation.size
+        return _Sample(image, boxes, target["labels"], read.dropped)
+
+    def _read(self, index: int) -> _Read:
+        image, target = self.dataset[index]
+        boxes, labels = target["boxes"], target["labels"]
+        # Before augmentation, which leaves out what it crops away, so that both are not mixed up.
+        good = boxes.isfinite().all(1) & (boxes[:, :2] < boxes[:, 2:]).all(1)
+        kept = {"boxes": boxes[good], "labels": labels[good]}
+        return _Read(image, kept, int((~good).sum()))
+
+
+class _Stream(Sampler[list[tuple[int, int]]]):
+    """Every step's draws: random orders of the dataset, one after the other, cut into batches.
+
+    Step s is a function of (length, batch size, seed, s), so a run that stops and goes on draws
+    what it would have drawn, with any number of workers.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, start: int, stop: int) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order: list[tuple[int, int]] = []
+        known = -1
+        for step in range(self.start, self.stop):
+            batch = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                epoch, place = divmod(position, self.length)
+                if epoch != known:
+                    order, known = self._order(epoch), epoch
+                batch.append(order[place])
+            yield batch
+
+    def _order(self, epoch: int) -> list[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        indices = torch.randperm(self.length, generator=generator).tolist()
+        seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
+        return list(zip(indices, seeds, strict=True))
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """One seed of two numbers, so that epoch 1 of seed 0 is not epoch 0 of seed 1."""
+    return random.Random((seed << 64) | epoch).getrandbits(63)
+
+
+def _collate(samples: Sequence[_Sample]) -> Batch:
+    """Stacks the images and packs the objects; broken ones are left out and counted."""
+    images = torch.stack([sample.image for sample in samples])
+    targets = [{"boxes": sample.boxes, "labels": sample.labels} for sample in samples]
+    packed = Targets.pack(targets, invalid="drop")
+    dropped = packed.dropped + sum(sample.dropped for sample in samples)
+    return Batch(images, packed._replace(dropped=dropped))
+
+
+def batches(
+    samples: TrainingSamples,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Batch]:
+    """The batches of steps `start` to `stop - 1`.
+
+    Args:
+        samples: where they are drawn from.
+        batch_size: B. It may exceed the number of images: an image is then drawn more than once.
+        seed: of the order and the augmentation.
+        start: first step.
+        stop: step after the last.
+        workers: processes that read ahead; 0 reads in this one.
+        pin_memory: for copies to a GPU.
+
+    Returns:
+        An iterable of `Batch`.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    if len(samples) == 0:
+        raise ValueError("dataset: expected at least one image, got none")
+    options: dict[str, Any] = {"persistent_workers": True} if workers else {}
+    # The stub takes the loader's type for its dataset's; collate_fn makes the one of the other.
+    return DataLoader(
+        cast("Dataset[Batch]", samples),
+        batch_sampler=_Stream(len(samples), batch_size, seed, start, stop),
+        collate_fn=_collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        # The loader draws a seed for its workers: not from the global generator.
+        generator=torch.Generator().manual_seed(seed),
+        **options,
+    )

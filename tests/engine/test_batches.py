@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Batches: fixed by the seed, boxes that follow their pixels, broken boxes left out."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssd_fast.data import ShapesDataset
+from ssd_fast.data.augmentation import Augmentation
+from ssd_fast.engine.batches import Batch, TrainingSamples, batches
+
+
+class Images:
+    """A dataset of given samples that counts how often it is read."""
+
+    class_names = ("thing",)
+
+    def __init__(self, samples: Sequence[tuple[Tensor, list[list[float]]]]) -> None:
+        self.samples = samples
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        self.reads += 1
+        image, boxes = self.samples[index]
+        target = {
+            "boxes": torch.tensor(boxes).reshape(-1, 4),
+            "labels": torch.ones(len(boxes), dtype=torch.int64),
+            "difficult": torch.zeros(len(boxes), dtype=torch.bool),
+        }
+        return image, target
+
+
+def augmentation(size: int, flip: float = 0.5) -> Augmentation:
+    """Only resizing and mirroring."""
+    return Augmentation(size, zoom_out=0.0, crop=0.0, colour=0.0, flip=flip)
+
+
+def numbered(count: int) -> Images:
+    """Images whose every pixel is their number."""
+    return Images([(torch.full((3, 8, 8), i, dtype=torch.uint8), []) for i in range(count)])
+
+
+def drawn(samples: TrainingSamples, **options: int) -> Iterator[Batch]:
+    return iter(batches(samples, **{"batch_size": 4, "seed": 0, "start": 0, "stop": 10, **options}))
+
+
+def numbers(samples: TrainingSamples, **options: int) -> list[list[int]]:
+    return [batch.images[:, 0, 0, 0].tolist() for batch in drawn(samples, **options)]
+
+
+def test_each_epoch_is_every_image_in_a_new_order():
+    samples = TrainingSamples(numbered(10), augmentation(8, flip=0.0))
+    stream = [number for batch in numbers(samples, stop=10) for number in batch]
+    epochs = [stream[i : i + 10] for i in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_a_later_start_draws_what_the_whole_run_draws():
+    samples = TrainingSamples(numbered(10), augmentation(8))
+    assert numbers(samples, start=6) == numbers(samples)[6:]
+
+
+def test_workers_draw_the_same_batches():
+    samples = TrainingSamples(ShapesDataset(6, size=32), Augmentation(32), keep_bytes=1 << 20)
+    alone, helped = drawn(samples, stop=3), drawn(samples, stop=3, workers=2)
+    for ours, theirs in zip(alone, helped, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.targets.boxes, theirs.targets.boxes)
+
+
+def test_seeds_differ():
+    samples = TrainingSamples(numbered(10), augmentation(8, flip=0.0))
+    assert numbers(samples, seed=1) != numbers(samples, seed=0)
+
+
+def test_a_batch_may_be_larger_than_the_set():
+    assert numbers(TrainingSamples(numbered(1), augmentation(8, flip=0.0)), stop=1) == [
+        [0, 0, 0, 0]
+    ]
+
+
+def test_the_global_generator_is_left_alone():
+    before = torch.get_rng_state()
+    list(drawn(TrainingSamples(numbered(3), augmentation(8)), stop=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_boxes_follow_resizing_and_mirroring():
+    # A white object on black: wherever the image goes, the box must be where the white is.
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    image[:, 15:45, 8:24] = 255
+    samples = TrainingSamples(Images([(image, [[8, 15, 24, 45]])]), augmentation(40))
+    seen = set()
+    for seed in range(20):
+        sample = samples[0, seed]
+        assert sample.image.shape == (3, 40, 40)
+        x1, y1, x2, y2 = (sample.boxes[0] * 40).round().int().tolist()
+        white = torch.zeros(3, 40, 40, dtype=torch.uint8)
+        white[:, y1:y2, x1:x2] = 255
+        assert (sample.image.int() - white.int()).abs().float().mean() < 5  # edges
+        seen.add((x1, y1, x2, y2))
+    assert seen == {(4, 10, 12, 30), (28, 10, 36, 30)}
+
+
+def test_kept_images_are_read_once_and_never_changed():
+    scenes = Images([(torch.full((3, 8, 8), i, dtype=torch.uint8), [[0, 0, 4, 8]]) for i in (1, 2)])
+    samples = TrainingSamples(scenes, augmentation(8), keep_bytes=3 * 8 * 8)
+    first = [samples[0, seed].boxes for seed in range(10)]
+    assert scenes.reads == 1
+    assert all(torch.equal(boxes, samples[0, seed].boxes) for seed, boxes in enumerate(first))
+    for seed in range(2):
+        samples[1, seed]
+    assert scenes.reads == 3  # there is room for one
+
+
+def test_broken_boxes_are_left_out_and_counted():
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    scenes = Images([(image, [[0, 0, 4, 4], [2, 2, 2, 6]]), (image, [[5, 5, 1, 1]])])
+    batch = next(drawn(TrainingSamples(scenes, augmentation(8, flip=0.0)), batch_size=2))
+    assert batch.targets.dropped == 2
+    assert batch.targets.boxes.tolist() == [[0, 0, 0.5, 0.5]]
+    assert sorted(batch.targets.offsets.diff().tolist()) == [0, 1]
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(ValueError, match="expected at least one image, got none"):
+        drawn(TrainingSamples(numbered(0), augmentation(8, flip=0.0)))
