@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Detections of a dataset, and how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssd_fast.engine.average_precision import (
+    AveragePrecision,
+    average_precision,
+    mean_average_precision,
+)
+from ssd_fast.engine.batches import DetectionDataset
+from ssd_fast.engine.precision import Precision
+from ssd_fast.models.ssd import SSD
+
+__all__ = ["Evaluation", "detect_dataset", "detect_images", "score_detections"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Average precision on a dataset.
+
+    Attributes:
+        class_names: in the order of `at_50.per_class`.
+        at_50: at IoU 0.5, with the precision-recall curves.
+        at_75: at IoU 0.75.
+        mean: over IoU 0.5, 0.55, ..., 0.95 and classes.
+        images: how many were evaluated.
+    """
+
+    class_names: tuple[str, ...]
+    at_50: AveragePrecision
+    at_75: AveragePrecision
+    mean: float
+    images: int
+
+    def metrics(self) -> dict[str, Any]:
+        """The numbers, as JSON has them: a class without objects is null."""
+        return {
+            "map_50": _number(self.at_50.mean),
+            "map_75": _number(self.at_75.mean),
+            "map": _number(self.mean),
+            "ap_50_per_class": {
+                name: _number(value)
+                for name, value in zip(self.class_names, self.at_50.per_class.tolist(), strict=True)
+            },
+            "images": self.images,
+        }
+
+
+@torch.inference_mode()
+def detect_images(
+    model: SSD, images: Sequence[Tensor], *, precision: Precision
+) -> list[dict[str, Tensor]]:
+    """Detects objects in a batch of images.
+
+    Args:
+        model: in evaluation mode.
+        images: (3, H, W) uint8 each, of any sizes.
+        precision: arithmetic of the model.
+
+    Returns:
+        One dict an image, on the CPU: boxes (K, 4) float32 in pixels of that image, scores (K,),
+        best first, labels (K,).
+    """
+    device = next(model.parameters()).device
+    with precision.autocast(device):
+        found: list[dict[str, Tensor]] = model([image.to(device) for image in images])
+    return [{name: value.cpu() for name, value in detections.items()} for detections in found]
+
+
+def detect_dataset(
+    model: SSD, dataset: DetectionDataset, *, precision: Precision, batch_size: int = 16
+) -> Iterator[tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]]:
+    """Detects objects in every image of a dataset, a batch at a time.
+
+    Args:
+        model: put in evaluation mode.
+        dataset: images and their objects.
+        precision: arithmetic of the model.
+        batch_size: images at a time.
+
+    Yields:
+        Detections and targets of the next images, boxes in pixels.
+    """
+    model.eval()
+    for start in range(0, len(dataset), batch_size):
+        stop = min(start + batch_size, len(dataset))
+        samples = [dataset[i] for i in range(start, stop)]
+        images = [image for image, _ in samples]
+        yield detect_images(model, images, precision=precision), [t for _, t in samples]
+
+
+def score_detections(
+    detections: Sequence[dict[str, Tensor]],
+    targets: Sequence[dict[str, Tensor]],
+    class_names: tuple[str, ...],
+) -> Evaluation:
+    """Average precision of detections.
+
+    Args:
+        detections: one dict an image: boxes, scores, labels.
+        targets: one dict an image: boxes in the same unit, labels, difficult.
+        class_names: label i + 1 is `class_names[i]`.
+
+    Returns:
+        The evaluation.
+    """
+    num_classes = len(class_names) + 1
+    at_50 = average_precision(detections, targets, num_classes=num_classes, iou_threshold=0.5)
+    at_75 = average_precision(detections, targets, num_classes=num_classes, iou_threshold=0.75)
+    mean = mean_average_precision(detections, targets, num_classes=num_classes)
+    return Evaluation(class_names, at_50, at_75, mean, len(targets))
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if value != value else round(value, 6)

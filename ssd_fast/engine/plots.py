@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The picture of a run: its losses and its precision-recall curves, drawn with matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ssd_fast.engine.evaluation import Evaluation
+from ssd_fast.engine.pictures import colour_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_training"]
+
+_INK = "#181c22"
+_GRID = "#e6e8eb"
+_BOX, _CLASS = "#0072b2", "#d55e00"
+
+
+def plot_training(rows: Sequence[dict[str, Any]], evaluation: Evaluation) -> bytes:
+    """Draws the losses of a run on the left and precision over recall on the right.
+
+    Args:
+        rows: of the run's log, with "step", "box_loss" and "class_loss".
+        evaluation: of the finished model.
+
+    Returns:
+        A PNG file.
+    """
+    # The figure's own canvas, not pyplot: no global state, no display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.0, 4.2), dpi=150, layout="constrained", facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _plot_losses(left, [row for row in rows if row.get("box_loss") is not None])
+    _plot_curves(right, evaluation)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer)  # type: ignore[no-untyped-call]
+    return buffer.getvalue()
+
+
+def _plot_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """Both losses, each step faint and their running mean strong."""
+    steps = [row["step"] for row in rows]
+    for key, name, colour in (
+        ("class_loss", "classification", _CLASS),
+        ("box_loss", "box regression", _BOX),
+    ):
+        values = [float(row[key]) for row in rows]
+        axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
+        axes.plot(steps, _running_mean(values), color=colour, linewidth=2.0, label=name)
+    axes.set_yscale("log")
+    axes.set_title("Training loss", loc="left")
+    axes.set_xlabel("step")
+    axes.legend(frameon=False)
+    _dress(axes)
+
+
+def _plot_curves(axes: Axes, evaluation: Evaluation) -> None:
+    """Precision over recall of each class, with its average precision in the legend."""
+    averages = evaluation.at_50.per_class.tolist()
+    for label, (name, curve) in enumerate(
+        zip(evaluation.class_names, evaluation.at_50.curves, strict=True), 1
+    ):
+        if curve.num_objects == 0:
+            continue
+        recall = [0.0, *curve.recall.tolist()]
+        precision = [1.0, *curve.precision.tolist()]
+        colour = tuple(value / 255 for value in colour_of(label))
+        axes.plot(
+            recall,
+            precision,
+            color=colour,
+            linewidth=2.0,
+            label=f"{name}  {averages[label - 1]:.3f}",
+        )
+    axes.set_xlim(0.0, 1.01)
+    axes.set_ylim(0.0, 1.02)
+    axes.set_title(
+        f"Precision and recall, {evaluation.images} held-out images: "
+        f"mAP@0.5 {evaluation.at_50.mean:.3f}",
+        loc="left",
+    )
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    if axes.lines:
+        axes.legend(frameon=False, title="AP@0.5", loc="lower left", alignment="left", ncols=2)
+    _dress(axes)
+
+
+def _running_mean(values: Sequence[float], memory: float = 0.96) -> list[float]:
+    """The exponential mean, corrected for its start."""
+    means, total, weight = [], 0.0, 0.0
+    for value in values:
+        total = memory * total + (1 - memory) * value
+        weight = memory * weight + (1 - memory)
+        means.append(total / weight)
+    return means
+
+
+def _dress(axes: Axes) -> None:
+    """Grid below, no box around."""
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
+    axes.title.set_fontweight("bold")

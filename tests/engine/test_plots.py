@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The picture of a run is drawn from whatever a run can leave."""
+
+import io
+
+import pytest
+import torch
+
+from ssd_fast.engine.evaluation import Evaluation, score_detections
+from ssd_fast.engine.plots import plot_training
+
+NAMES = ("cat", "dog")
+
+
+def evaluation(objects: int) -> Evaluation:
+    truth = {
+        "boxes": torch.rand(objects, 4).cumsum(1),
+        "labels": torch.ones(objects, dtype=torch.int64),
+    }
+    return score_detections([{**truth, "scores": torch.rand(objects)}], [truth], NAMES)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 30])
+@pytest.mark.parametrize("objects", [0, 4])
+def test_a_run_is_drawn(steps: int, objects: int):
+    from PIL import Image
+
+    rows = [{"step": i + 1, "box_loss": 2.0 / (i + 1), "class_loss": 3.0} for i in range(steps)]
+    rows += [{"step": 7, "box_loss": None, "class_loss": None}, {"step": 9, "map_50": 0.5}]
+    picture = Image.open(io.BytesIO(plot_training(rows, evaluation(objects))))
+    assert picture.format == "PNG"
+    assert picture.width > 1000
+    assert len(picture.convert("L").getcolors(1 << 20)) > 10
