@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""main: finds the command, runs it, and turns what a user can mend into one line and status 2.
+
+Only the standard library and `ssd_fast` are loaded before a command is known; each command loads
+what it needs when it runs, so that `--help` is quick and `info` works without any extra.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+__all__ = ["main"]
+
+_DESCRIPTION = "SSD300 on fused kernels: train, evaluate and predict. To see it work: ssd-fast demo"
+_USER_ERROR = 2
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class _Command(Protocol):
+    def run(self) -> int:
+        """Does what was asked and returns the exit status."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Errors that the user can mend are one line on stderr and status 2;
+    `python -X dev -m ssd_fast.cli` shows where they came from.
+
+    Args:
+        argv: the arguments after the program's name; None takes the process's.
+
+    Returns:
+        The exit status: 0, 2 for an error of the user, 128 + the signal's number if interrupted.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _parse(arguments).run()
+    except KeyboardInterrupt:
+        print("ssd-fast: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if sys.flags.dev_mode or not _is_users(error):
+            raise
+        print(f"ssd-fast: error: {_one_line(error)}", file=sys.stderr)
+        return _USER_ERROR
+
+
+def _parse(arguments: Sequence[str]) -> _Command:
+    """The command that the arguments ask for; `--help` and wrong options end the process."""
+    from ssd_fast.cli.info import Info, Version
+
+    # These two say what is wrong with an installation, so they need nothing that may be missing.
+    if list(arguments) == ["--version"]:
+        return Version()
+    if list(arguments) == ["info"]:
+        return Info()
+    from ssd_fast.cli.extras import require
+
+    require("the command line", "tyro")
+    import tyro
+
+    from ssd_fast.cli.demo import Demo
+    from ssd_fast.cli.evaluate import Evaluate
+    from ssd_fast.cli.predict import Predict
+    from ssd_fast.cli.train import Train
+
+    commands: dict[str, Callable[..., _Command]] = {
+        "demo": Demo,
+        "train": Train,
+        "eval": Evaluate,
+        "predict": Predict,
+        "info": Info,
+    }
+    command: _Command = tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="ssd-fast",
+        description=_DESCRIPTION,
+        args=list(arguments) or ["--help"],
+    )
+    return command
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether an error says what to do: a missing module does where an extra installs it."""
+    return not isinstance(error, ModuleNotFoundError) or "pip install" in str(error)
+
+
+def _one_line(error: Exception) -> str:
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and error.filename and str(error.filename) not in message:
+        message = f"{error.filename}: {message}"
+    return " ".join(message.split())

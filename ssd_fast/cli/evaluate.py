@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`ssd-fast eval`: average precision of weights on a dataset."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ssd_fast.cli.console import Console
+    from ssd_fast.engine.batches import DetectionDataset
+    from ssd_fast.engine.evaluation import Evaluation
+    from ssd_fast.engine.precision import Precision
+    from ssd_fast.models.ssd import SSD
+
+__all__ = ["Evaluate", "evaluate_shown"]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Prints the average precision of each class, and their mean."""
+
+    weights: Path
+    """File that `train` or `demo` wrote."""
+    data: str
+    """voc:PATH for a folder in VOC layout, or shapes for generated scenes."""
+    image_set: str = ""
+    """Which set of the folder; by default test, or else val."""
+    batch_size: int = 16
+    """Images at a time."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the model; auto is bfloat16 where the hardware multiplies it."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+    def run(self) -> int:
+        """Detects, scores and prints."""
+        from ssd_fast.cli.extras import require
+
+        require("evaluation", "rich", "PIL", "defusedxml", "safetensors")
+        import torch
+
+        from ssd_fast.cli.console import Console
+        from ssd_fast.cli.datasets import (
+            check_class_names,
+            open_dataset,
+            pick_image_set,
+            tell_problems,
+        )
+        from ssd_fast.engine.output import output_folder
+        from ssd_fast.engine.precision import choose_precision
+        from ssd_fast.engine.weights import load_weights
+
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size: expected 1 or more, got {self.batch_size}")
+        console = Console()
+        if self.json is not None:
+            output_folder(self.json.parent)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model, class_names = load_weights(self.weights, device)
+        image_set = pick_image_set(self.data, self.image_set, among=("test", "val"))
+        dataset, problems = open_dataset(self.data, image_set)
+        check_class_names(class_names, dataset.class_names, str(self.weights))
+        if dataset.class_names != class_names:
+            # The same names in another order, or some of them: the weights give the labels.
+            dataset, problems = open_dataset(self.data, image_set, class_names)
+        tell_problems(problems, console)
+        precision = choose_precision(device, self.precision)
+        console.say(f"{len(dataset)} images of {image_set}, on {device.type} in {precision}")
+        evaluation = evaluate_shown(model, dataset, precision, console, batch_size=self.batch_size)
+        console.show_average_precision(evaluation)
+        self._write(evaluation)
+        print(f"mAP@0.5 {evaluation.at_50.mean:.3f}", flush=True)
+        return 0
+
+    def _write(self, evaluation: Evaluation) -> None:
+        from ssd_fast.engine.output import write_file
+
+        if self.json is not None:
+            write_file(self.json, (json.dumps(evaluation.metrics(), indent=2) + "\n").encode())
+
+
+def evaluate_shown(
+    model: SSD,
+    dataset: DetectionDataset,
+    precision: Precision,
+    console: Console,
+    *,
+    batch_size: int = 16,
+) -> Evaluation:
+    """Evaluates with a progress bar.
+
+    Args:
+        model: put in evaluation mode.
+        dataset: with the classes of the model.
+        precision: arithmetic of the model.
+        console: where the bar goes.
+        batch_size: images at a time.
+
+    Returns:
+        The evaluation.
+    """
+    from rich.progress import track
+
+    from ssd_fast.engine.evaluation import detect_dataset, score_detections
+
+    found = track(
+        detect_dataset(model, dataset, precision=precision, batch_size=batch_size),
+        "evaluating",
+        total=-(-len(dataset) // batch_size),
+        console=console.rich,
+        transient=True,
+        disable=not console.rich.is_terminal,
+    )
+    detections, targets = [], []
+    for some_detections, some_targets in found:
+        detections += some_detections
+        targets += some_targets
+    return score_detections(detections, targets, dataset.class_names)

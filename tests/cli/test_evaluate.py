@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Evaluation on a VOC folder."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ssd_fast.engine.weights import save_weights
+from ssd_fast.models.ssd import ssd300_vgg16
+
+
+def test_every_class_is_printed(ssd_fast: Callable, voc: Path, weights: Path, tmp_path: Path):
+    numbers = tmp_path / "results" / "eval.json"
+    result = ssd_fast("eval", "--weights", weights, "--data", f"voc:{voc}", "--json", numbers)
+    assert result.status == 0, result.err
+    assert "2 images of test" in result.out
+    for name in ("circle", "rectangle", "triangle", "mean"):
+        assert f"│ {name} " in result.out
+    metrics = json.loads(numbers.read_text())
+    assert result.out.splitlines()[-1] == f"mAP@0.5 {metrics['map_50']:.3f}"
+
+
+def test_the_set_can_be_chosen(ssd_fast: Callable, voc: Path, weights: Path):
+    arguments = ("eval", "--weights", weights, "--data", f"voc:{voc}", "--image-set")
+    assert "4 images of train" in ssd_fast(*arguments, "train").out
+    result = ssd_fast(*arguments, "minival")
+    assert result.status == 2
+    assert "has no set 'minival', only" in result.err
+
+
+@pytest.mark.parametrize("names", [("cat",), ("cat", "dog", "cow"), ("a", "circle", "b", "c")])
+def test_weights_of_other_classes_are_refused(
+    ssd_fast: Callable, voc: Path, tmp_path: Path, names: tuple[str, ...]
+):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, ssd300_vgg16(len(names) + 1, width=0.03, norm=True), names)
+    result = ssd_fast("eval", "--weights", path, "--data", f"voc:{voc}")
+    assert result.status == 2
+    (line,) = result.err.splitlines()
+    assert f"knows {len(names)} classes ({', '.join(names)}), the data has 3 (circle" in line
+
+
+def test_more_classes_in_another_order_are_taken_by_name(
+    ssd_fast: Callable, voc: Path, tmp_path: Path
+):
+    names = ("triangle", "star", "circle", "rectangle")
+    path = tmp_path / "w.safetensors"
+    save_weights(path, ssd300_vgg16(5, width=0.03, norm=True), names)
+    result = ssd_fast("eval", "--weights", path, "--data", f"voc:{voc}")
+    assert result.status == 0, result.err
+    rows = [line for line in result.out.splitlines() if line.startswith("│ star")]
+    assert rows[0].split("│")[2].strip() == "0"
+
+
+@pytest.mark.parametrize("batch_size", [0, -3])
+def test_a_batch_size_is_checked(ssd_fast: Callable, weights: Path, batch_size: int):
+    arguments = ("--weights", weights, "--data", "shapes", f"--batch-size={batch_size}")
+    result = ssd_fast("eval", *arguments)
+    assert result.status == 2
+    assert f"--batch-size: expected 1 or more, got {batch_size}" in result.err

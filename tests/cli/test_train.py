@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Training on a VOC folder: interrupted, resumed, refused, and out of room."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssd_fast.engine.checkpoint import load_checkpoint
+from ssd_fast.engine.trainer import Trainer
+
+TINY = ("--width", 0.03, "--batch-size", 2, "--steps", 4, "--precision", "float32", "--warmup", 1)
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Sends this process a signal in the middle of a step."""
+    run = Trainer.run
+
+    def interrupted(self: Trainer) -> Iterator[object]:
+        for report in run(self):
+            if report.step == step:
+                os.kill(os.getpid(), number)
+            yield report
+
+    monkeypatch.setattr(Trainer, "run", interrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(
+    ssd_fast: Callable, voc: Path, tmp_path: Path, number: int
+):
+    data = ("--data", f"voc:{voc}")
+    whole = ssd_fast("train", *data, *TINY, "--output", tmp_path / "whole")
+    assert whole.status == 0, whole.err
+    parts = tmp_path / "parts"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 2, number)
+        stopped = ssd_fast("train", *data, *TINY, "--output", parts)
+    assert stopped.status == 128 + number
+    assert f"ssd-fast train --resume --output {parts}" in stopped.out
+    assert not (parts / "weights.safetensors").exists()
+    assert load_checkpoint(parts / "checkpoint.pt")["trainer"]["step"] == 2
+
+    resumed = ssd_fast("train", "--resume", "--output", parts)
+    assert resumed.status == 0, resumed.err
+    assert "Going on after step 2 of 4" in resumed.out
+    assert resumed.out.splitlines()[-1] == whole.out.splitlines()[-1]
+    expected = tensors(tmp_path / "whole" / "weights.safetensors")
+    for name, tensor in tensors(parts / "weights.safetensors").items():
+        assert torch.equal(tensor, expected[name]), name
+    logs = [(folder / "log.jsonl").read_text() for folder in (tmp_path / "whole", parts)]
+    assert logs[0] == logs[1]
+
+
+def test_what_a_run_says_and_leaves(ssd_fast: Callable, voc: Path, tmp_path: Path):
+    output = tmp_path / "run"
+    arguments = ("--data", f"voc:{voc}", *TINY, "--output", output, "--validate-every", 1)
+    result = ssd_fast("train", *arguments)
+    assert result.status == 0, result.err
+    assert "Left out 1 broken objects and 0 broken images" in result.out
+    assert "scene0.xml, object" in result.out
+    assert "4 images to train on, 2 to validate on; 3 classes: circle, rectangle, tri" in result.out
+    assert "float32 (asked for)" in result.out
+    rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "box_loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "map_50" in row] == [2]
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["steps"] == 4
+    assert metrics["image_set"] == "val"
+    assert (output / "training.png").stat().st_size > 1000
+
+    # A finished run is not written over, and resuming it changes nothing.
+    assert ssd_fast("train", *arguments).status == 2
+    before = tensors(output / "weights.safetensors")
+    assert ssd_fast("train", "--resume", "--output", output).status == 0
+    for name, tensor in tensors(output / "weights.safetensors").items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_run_is_not_written_over(ssd_fast: Callable, tmp_path: Path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"precious")
+    result = ssd_fast("train", "--data", "shapes", "--output", tmp_path)
+    assert result.status == 2
+    assert "holds a run already: add --resume" in result.err
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"precious"
+
+
+def test_resuming_with_other_options_is_refused(
+    ssd_fast: Callable, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stop_after(monkeypatch, 1, signal.SIGINT)
+    ssd_fast("train", "--data", f"voc:{voc}", *TINY, "--output", tmp_path)
+    again = ("train", "--resume", "--output", tmp_path)
+    result = ssd_fast(*again, "--learning-rate", 0.1)
+    assert result.status == 2
+    assert "--learning-rate: the run in" in result.err
+    assert "was started with 0.003, not 0.1" in result.err
+    result = ssd_fast(*again, "--data", "shapes")
+    assert result.status == 2
+    assert "was started on 4 images of" in result.err
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    ssd_fast: Callable, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    written = 0
+    real = os.write
+
+    def write(number: int, data: memoryview) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 1_200_000:  # room for one checkpoint, not for two
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(number, data)
+
+    monkeypatch.setattr(os, "write", write)
+    arguments = ("--data", f"voc:{voc}", *TINY, "--output", tmp_path, "--save-every", 0)
+    result = ssd_fast("train", *arguments)
+    assert result.status == 2
+    (line,) = result.err.splitlines()
+    assert "checkpoint.pt: No space left on device; the file that was there is unchanged" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "log.jsonl"}
+    monkeypatch.undo()
+    kept = load_checkpoint(tmp_path / "checkpoint.pt")["trainer"]["step"]
+    assert 1 <= kept < 4
+    result = ssd_fast("train", "--resume", "--output", tmp_path)
+    assert result.status == 0, result.err
+    assert f"Going on after step {kept} of 4" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--data is missing"),
+        (["--data", "coco:x"], "--data: expected voc:PATH or shapes, got 'coco:x'"),
+        (["--data", "voc:"], "--data: expected voc:PATH or shapes"),
+        (["--data", "voc:/no/such/folder"], "/no/such/folder: there is no such folder"),
+        (["--data", "shapes", "--steps", "0"], "steps: 0 is out of range"),
+        (["--data", "shapes", "--epochs", "0"], "--epochs: expected more than 0"),
+        (["--data", "shapes", "--batch-size", "0"], "--batch-size: expected 1 or more, got 0"),
+        (["--data", "shapes", "--batch-size", "1"], "batch norm cannot learn from one image"),
+        (["--data", "shapes", "--width", "-1"], "width: expected a positive number"),
+        (["--data", "shapes", "--priors", "yolo"], "priors: ssd300_vgg16 has the presets"),
+        (["--resume"], "start a run without --resume"),
+    ],
+)
+def test_mistakes_are_one_line(
+    ssd_fast: Callable, tmp_path: Path, arguments: list[str], message: str
+):
+    result = ssd_fast("train", *arguments, "--output", tmp_path / "run")
+    assert result.status == 2
+    (line,) = result.err.splitlines()
+    assert message in line
+
+
+def test_a_loss_that_stays_nan_ends_the_run(
+    ssd_fast: Callable, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from ssd_fast.models.ssd import SSD
+
+    forward = SSD.forward
+    monkeypatch.setattr(SSD, "forward", lambda self, x, t=None: forward(self, x * torch.nan, t))
+    arguments = ("--data", f"voc:{voc}", *TINY[:4], "--steps", 20, "--output", tmp_path)
+    result = ssd_fast("train", *arguments)
+    assert result.status == 2
+    assert "the loss was not finite in 10 steps in a row" in result.err
+
+
+def test_ctrl_c_from_outside(voc: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "ssd_fast.cli", "train", "--data", f"voc:{voc}"]
+    command += [*map(str, TINY[:4]), "--steps", "5000", "--save-every", "0"]
+    with subprocess.Popen(
+        [*command, "--output", str(tmp_path)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == ""
+    step = load_checkpoint(tmp_path / "checkpoint.pt")["trainer"]["step"]
+    assert f"Stopped and saved after step {step} of 5000" in " ".join(out.split())
