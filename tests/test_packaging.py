@@ -95,17 +95,36 @@ def test_build_facts():
     assert _C.with_cuda == bool(_C.cuda_version) == bool(_C.cuda_architectures)
 
 
-@pytest.fixture(scope="module")
-def build() -> ModuleType:
-    """The functions of setup.py."""
+def load(file: str) -> ModuleType:
+    """A file of the build as a module."""
     pytest.importorskip("setuptools", minversion="77", reason="needs setuptools>=77 to build")
-    spec = importlib.util.spec_from_file_location("ssd_fast_setup", ROOT / "setup.py")
+    spec = importlib.util.spec_from_file_location(f"ssd_fast_{Path(file).stem}", ROOT / file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    """The functions of setup.py."""
+    return load("setup.py")
+
+
+def test_isolated_build_takes_the_installed_torch(monkeypatch):
+    backend = load("build_backend.py")
+    for hook in ("get_requires_for_build_wheel", "get_requires_for_build_editable"):
+        monkeypatch.setattr(backend.build_meta, hook, lambda _settings: [])
+        # What pip sets for an isolated build must not hide the environment's own torch.
+        monkeypatch.setenv("PYTHONPATH", "/nowhere")
+        monkeypatch.setenv("PYTHONNOUSERSITE", "1")
+        assert backend._target_site() == str(Path(torch.__file__).parents[1])
+        assert getattr(backend, hook)() == []
+        with monkeypatch.context() as patch:
+            patch.setattr(backend, "_target_site", lambda: "")
+            assert getattr(backend, hook)() == ["torch>=2.11"]
 
 
 def test_rounding_flags_come_after_the_users(build: ModuleType, monkeypatch, tmp_path):
