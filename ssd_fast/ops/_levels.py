@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["join_levels"]
+__all__ = ["join_levels", "split_rows"]
 
 
 def join_levels(deltas: list[Tensor], logits: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -28,3 +28,26 @@ def join_levels(deltas: list[Tensor], logits: list[Tensor]) -> tuple[Tensor, Ten
                 )
             joined.append(level if level.dtype == torch.float64 else level.float())
     return torch.cat(rows[0], dim=1), torch.cat(rows[1], dim=1)
+
+
+def split_rows(rows: Tensor, levels: list[Tensor]) -> list[Tensor]:
+    """Takes rows apart again: the inverse of `join_levels` for one of its lists.
+
+    Args:
+        rows: (B, P, K), rows in (level, y, x, anchor) order.
+        levels: what the rows came from.
+
+    Returns:
+        The rows as levels, in the layout, memory format and dtype of `levels`.
+    """
+    parts = []
+    begin = 0
+    for level in levels:
+        out = torch.empty_like(level)
+        count = level[0].numel() // rows.size(2) if level.size(0) else 0
+        part = rows[:, begin : begin + count]
+        if level.dim() == 4:
+            part = part.reshape(level.size(0), *level.shape[2:], level.size(1)).permute(0, 3, 1, 2)
+        parts.append(out.copy_(part))
+        begin += count
+    return parts

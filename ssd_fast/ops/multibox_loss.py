@@ -22,7 +22,7 @@ from ssd_fast.ops._arguments import (
     check_number,
     check_targets,
 )
-from ssd_fast.ops._levels import join_levels
+from ssd_fast.ops._levels import join_levels, split_rows
 from ssd_fast.ops._library import register
 
 __all__ = ["multibox_loss", "multibox_loss_reference"]
@@ -284,22 +284,7 @@ def _backward_reference(
     grad_logits = torch.zeros_like(logit_rows)
     class_weight = weight[selected.nonzero()[:, 0]]
     grad_logits[selected] = slope * (grad_class_loss * class_weight).unsqueeze(1)
-    return _split_like(grad_deltas, deltas), _split_like(grad_logits, logits)
-
-
-def _split_like(rows: Tensor, levels: list[Tensor]) -> list[Tensor]:
-    """Takes rows apart into the levels they came from, in their layout and dtype."""
-    parts = []
-    begin = 0
-    for level in levels:
-        out = torch.empty_like(level)
-        count = level[0].numel() // rows.size(2) if level.size(0) else 0
-        part = rows[:, begin : begin + count]
-        if level.dim() == 4:
-            part = part.reshape(level.size(0), *level.shape[2:], level.size(1)).permute(0, 3, 1, 2)
-        parts.append(out.copy_(part))
-        begin += count
-    return parts
+    return split_rows(grad_deltas, deltas), split_rows(grad_logits, logits)
 
 
 def _background_key(logits: Tensor, background_index: int) -> Tensor:
