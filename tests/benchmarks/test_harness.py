@@ -5,12 +5,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import detectors
 from benchmarks.cases import Case, make_case
+from benchmarks.detectors import DetectSystem
 from benchmarks.harness import Budget, Contender, before, check, interleave
 from benchmarks.losses import LossSystem, loss_contenders, of_amdegroot, ssd_fast
 
@@ -116,3 +119,19 @@ def test_a_benchmark_writes_one_row_a_contender(tmp_path: Path) -> None:
             "torch.topk by image",
         }
     assert all(row["stats"]["rounds"] == 2 and row["stats"]["median"] > 0 for row in rows.values())
+
+
+def test_a_missing_or_a_moved_detection_is_refused(case: Case) -> None:
+    def short(case: Case) -> DetectSystem:
+        ours = detectors.ssd_fast(case)
+        return replace(ours, name="short", rows=lambda d: [rows[:-1] for rows in ours.rows(d)])
+
+    def moved(case: Case) -> DetectSystem:
+        ours = detectors.ssd_fast(case)
+        return replace(ours, name="moved", rows=lambda d: [rows + 0.001 for rows in ours.rows(d)])
+
+    right, *wrong = detectors.detect_contenders(case, [detectors.ssd_fast, short, moved])
+    check(right)
+    for contender in wrong:
+        with pytest.raises(AssertionError, match=f"{contender.name} is not timed"):
+            check(contender)

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""detect: softmax, threshold, decoding, NMS and the best of each image.
+
+Trained scores are what a user waits for in production, flat ones what an evaluation after the first
+epoch has to get through.
+"""
+
+import pytest
+
+from benchmarks.cases import make_case
+from benchmarks.detectors import FLAT, TRAINED, detect_contenders
+from benchmarks.harness import SideBySide
+
+
+@pytest.mark.parametrize("classes", [21, 81])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_detect_trained(side_by_side: SideBySide, batch: int, classes: int) -> None:
+    case = make_case(batch, classes)
+    side_by_side(
+        f"detect, B={batch}, C={classes}, trained scores", detect_contenders(case, TRAINED)
+    )
+
+
+def test_detect_flat(side_by_side: SideBySide) -> None:
+    case = make_case(1, 21, flat=True)
+    side_by_side(
+        "detect, B=1, C=21, flat scores", detect_contenders(case, FLAT, share=0.99), caches=["cold"]
+    )
