@@ -108,19 +108,52 @@ def test_many_boxes_equal_torchvision(torchvision, full_count):
     assert torch.equal(nms(boxes, scores, 0.45), torchvision.ops.nms(boxes, scores, 0.45))
 
 
+def beside(threshold):
+    """Widths, and their overlaps with a box of width 1: float32 steps around the threshold."""
+    bounds = torch.tensor([threshold - 1e-6, threshold + 1e-6], dtype=torch.float32)
+    steps = torch.arange(*bounds.view(torch.int32).tolist(), dtype=torch.int32)
+    widths = steps.view(torch.float32)
+    overlaps = widths / (1 + widths - widths)
+    assert float(overlaps.min()) < threshold < float(overlaps.max())
+    return widths.tolist(), overlaps.tolist()
+
+
 @pytest.mark.parametrize("threshold", [0.3, 1 / 3, 0.45, 0.7, 0.1])
-def test_the_threshold_is_compared_as_a_real_number(torchvision, threshold):
-    """Overlaps a few float32 steps around the threshold fall on the side where they lie."""
-    width = torch.tensor([threshold - 1e-6, threshold + 1e-6], dtype=torch.float32)
-    width = torch.arange(*width.view(torch.int32).tolist(), dtype=torch.int32).view(torch.float32)
-    overlaps = (width / (1 + width - width)).tolist()  # a box of this width in one of width 1
-    assert min(overlaps) < threshold < max(overlaps)
-    for inner, overlap in zip(width.tolist(), overlaps, strict=True):
-        boxes, scores = torch.tensor([[0.0, 0, 1, 1], [0, 0, inner, 1]]), torch.tensor([0.9, 0.8])
-        keep = nms(boxes, scores, threshold)
-        assert keep.tolist() == ([0] if overlap > threshold else [0, 1])
-        assert torch.equal(keep, nms_reference(boxes, scores, threshold))
-        assert torch.equal(keep, torchvision.ops.nms(boxes, scores, threshold))
+def test_the_threshold_is_compared_as_a_real_number(device, threshold):
+    scores = torch.tensor([0.9, 0.8], device=device)
+    for width, overlap in zip(*beside(threshold), strict=True):
+        boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, width, 1]], device=device)
+        expected = [0] if overlap > threshold else [0, 1]
+        assert nms(boxes, scores, threshold).tolist() == expected
+        assert nms_reference(boxes, scores, threshold).tolist() == expected
+
+
+def tiny():
+    """Areas of a few subnormal steps: products round coarsely, quotients do not."""
+    boxes = torch.zeros(11, 4)
+    boxes[:, 2], boxes[:, 3] = torch.arange(1, 12) * 2.0**-74, 2.0**-75
+    return boxes
+
+
+HUGE = torch.tensor([[-3e38, -3e38, 3e38, 3e38], [0, 0, 1e20, 1e20], [0, 0, 3e38, 3e38]])
+
+
+@pytest.mark.parametrize("boxes", [tiny(), HUGE], ids=["tiny", "huge"])
+@pytest.mark.parametrize("threshold", [*THRESHOLDS, 0.49, 0.51, 0.6])
+def test_extreme_coordinates_decide_as_the_reference(device, boxes, threshold):
+    scores = torch.arange(len(boxes), 0.0, -1.0)
+    expected = nms_reference(boxes, scores, threshold)
+    assert torch.equal(nms(boxes.to(device), scores.to(device), threshold).cpu(), expected)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 1 / 3, 0.45, 0.7, 0.1])
+def test_extremes_equal_torchvision(torchvision, threshold):
+    widths, _ = beside(threshold)
+    pairs = [torch.tensor([[0.0, 0, 1, 1], [0, 0, width, 1]]) for width in widths]
+    for boxes in (*pairs, tiny(), HUGE):
+        scores = torch.arange(len(boxes), 0.0, -1.0)
+        expected = torchvision.ops.nms(boxes, scores, threshold)
+        assert torch.equal(nms(boxes, scores, threshold), expected)
 
 
 def test_the_lower_index_is_better_of_equal_scores(device):
@@ -151,26 +184,6 @@ def test_empty_boxes_suppress_nothing(device):
     point = torch.tensor([[1.0, 1, 1, 1]] * 3, device=device)
     scores = torch.tensor([0.9, 0.8, 0.7], device=device)
     assert nms(point, scores, 0.0).tolist() == [0, 1, 2]  # 0 / 0
-
-
-def test_huge_coordinates_do_not_overflow_into_decisions(torchvision):
-    boxes = torch.tensor([[-3e38, -3e38, 3e38, 3e38], [0, 0, 1e20, 1e20], [0, 0, 3e38, 3e38]])
-    scores = torch.tensor([0.9, 0.8, 0.7])
-    expected = torchvision.ops.nms(boxes, scores, 0.5)
-    assert torch.equal(nms(boxes, scores, 0.5), expected)
-    assert torch.equal(nms_reference(boxes, scores, 0.5), expected)
-
-
-def test_tiny_boxes_decide_by_the_quotient(torchvision):
-    """Areas of a few denormals: products round coarsely, quotients do not."""
-    unit = 2.0**-149
-    widths = torch.arange(1, 12).float()
-    boxes = torch.zeros(11, 4)
-    boxes[:, 2], boxes[:, 3] = widths * unit * 2.0**75, 2.0**-75
-    scores = torch.arange(11, 0.0, -1.0)
-    for threshold in (*THRESHOLDS, 0.49, 0.51, 0.6):
-        expected = torchvision.ops.nms(boxes, scores, threshold)
-        assert torch.equal(nms(boxes, scores, threshold), expected)
 
 
 def test_classes_are_any_integers(device):
