@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ssd_fast.assignment import HARD_NEGATIVE, match_batch, mine_batch, valid_objects
 from ssd_fast.boxes import encode_boxes, four_variances
+from ssd_fast.cross_entropy import background_key, cross_entropy, relative_exponentials
 from ssd_fast.ops._arguments import (
     as_levels,
     check_choice,
@@ -29,9 +30,6 @@ __all__ = ["multibox_loss", "multibox_loss_reference"]
 
 ASSIGN = {"last": 0, "bipartite": 1, "none": 2}
 NORMALIZER = {"positives": 0, "image": 1, "none": 2}
-
-# From here on the exponentials of a row are taken relative to its maximum, not its target.
-LARGE = 80.0
 
 
 def multibox_loss(
@@ -235,7 +233,7 @@ def _forward_reference(
         strict=strict,
         assign=list(ASSIGN)[assign],
     )
-    key = _background_key(logit_rows.detach(), background_index)
+    key = background_key(logit_rows.detach(), background_index)
     hard = mine_batch(key, matched, ratio=ratio, min_negatives=min_negatives)
     code = matched.masked_fill(hard, HARD_NEGATIVE)
 
@@ -247,7 +245,7 @@ def _forward_reference(
     ).sum(dim=1)
     box_loss = (box_rows * weight.to(box_rows.dtype)[image]).sum()
     selected, target = _class_targets(code, offsets, labels, background_index)
-    class_rows = _cross_entropy(logit_rows[selected], target)
+    class_rows = cross_entropy(logit_rows[selected], target)
     class_weight = weight.to(class_rows.dtype)[selected.nonzero()[:, 0]]
     return box_loss, (class_rows * class_weight).sum(), num_positives, code
 
@@ -276,7 +274,7 @@ def _backward_reference(
     grad_deltas[code >= 0] = slope * (grad_box_loss * weight[image]).unsqueeze(1)
 
     selected, target = _class_targets(code, offsets, labels, background_index)
-    ratios, shift = _relative_exponentials(logit_rows[selected], target)
+    ratios, shift = relative_exponentials(logit_rows[selected], target)
     others = ratios.sum(dim=1, keepdim=True)
     total = others + (-shift).exp()
     # softmax - one_hot, with the target's entry taken from the others: 1 - p would cancel.
@@ -285,13 +283,6 @@ def _backward_reference(
     class_weight = weight[selected.nonzero()[:, 0]]
     grad_logits[selected] = slope * (grad_class_loss * class_weight).unsqueeze(1)
     return split_rows(grad_deltas, deltas), split_rows(grad_logits, logits)
-
-
-def _background_key(logits: Tensor, background_index: int) -> Tensor:
-    """The mining key, (B, P): the sum over c != background of ``exp(x_c - x_background)``."""
-    ratios = (logits - logits[..., background_index, None]).exp()
-    ratios[..., background_index] = 0
-    return ratios.sum(dim=2)
 
 
 def _image_weights(num_positives: Tensor, normalizer: int) -> Tensor:
@@ -332,29 +323,6 @@ def _class_targets(
     target[image, prior] = labels[row]
     selected = (code >= 0) | (code == HARD_NEGATIVE)
     return selected, target[selected]
-
-
-def _relative_exponentials(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """``exp(x_c - x_target - shift)`` with 0 for the target itself (n, C), and the shift (n, 1).
-
-    The shift is 0 as long as no exponential overflows: small losses keep all their digits, which
-    a log-softmax loses to cancellation.
-    """
-    target = target.unsqueeze(1)
-    difference = (logits - logits.gather(1, target)).scatter(1, target, 0)
-    largest = difference.detach().amax(dim=1, keepdim=True)
-    shift = torch.where(largest > LARGE, largest, torch.zeros_like(largest))
-    return (difference - shift).exp().scatter(1, target, 0), shift
-
-
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Softmax cross-entropy of rows, (n, C) logits and (n,) targets to (n,) losses."""
-    if logits.size(0) == 0:
-        return logits.sum(dim=1)
-    ratios, shift = _relative_exponentials(logits, target)
-    others, shift = ratios.sum(dim=1), shift.squeeze(1)
-    loss = torch.where(shift > 0, shift + (others + (-shift).exp()).log(), others.log1p())
-    return loss.masked_fill(shift == torch.inf, torch.inf)
 
 
 def _fake(
