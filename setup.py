@@ -9,6 +9,7 @@ without nvcc (unset: CUDA is compiled when nvcc is there); `TORCH_CUDA_ARCH_LIST
 import hashlib
 import importlib.util
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -44,6 +45,15 @@ QUICK = [
     "-std=c++17",
     "-O1",
 ]  # module.cpp: nothing runs in it, and pybind11 compiles in half the time
+# The files of csrc/isa are compiled once for each of these, from the plainest to the best; the
+# module chooses when it runs.
+INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
+if platform.machine() in {"x86_64", "AMD64"}:
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    INSTRUCTION_SETS["avx512"] = [
+        *INSTRUCTION_SETS["avx2"],
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+    ]
 NVCC_FLAGS = [STANDARD, "-O3", "-fmad=false", "-DNDEBUG", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 NVCC_FLAGS += [f"-Xcompiler={','.join(EXACT)}", "-cudart=static", "--threads=0"]
 # Code for one GPU runs on later ones of its generation, and PTX on later generations.
@@ -98,13 +108,16 @@ def compile_and_link(folder: Path, module: Path) -> list[Command]:
     module_flags += [f'-D{name}="{value}"' for name, value in facts.items()]
 
     commands = []
-    for source in sources(cuda=nvcc is not None):
-        output = folder / source.relative_to(ROOT / "csrc").with_suffix(source.suffix + ".o")
+    for source, isa in sources(cuda=nvcc is not None):
+        suffix = f"{source.suffix}.{isa}.o" if isa else f"{source.suffix}.o"
+        output = folder / source.relative_to(ROOT / "csrc").with_suffix(suffix)
         output.parent.mkdir(parents=True, exist_ok=True)
         depfile = output.with_suffix(".d")
         if source.suffix == ".cu":
             assert nvcc is not None
             start = [nvcc, *NVCC_FLAGS, *gencode(architectures), TARGET_MACRO, *includes]
+        elif isa:
+            start = [*cxx, *flags, f"-DSSD_FAST_ISA={isa}", *INSTRUCTION_SETS[isa], *includes]
         elif source.parent.name == "cpu":
             start = [*cxx, *flags, TARGET_MACRO, *includes]
         else:  # pybind11 and torch headers do not meet: see csrc/module.cpp
@@ -132,11 +145,18 @@ def link(
     return [*cxx, *shared, *flags, *ends]
 
 
-def sources(cuda: bool) -> list[Path]:
-    """Returns the files to compile."""
+def sources(cuda: bool) -> list[tuple[Path, str]]:
+    """Returns the files to compile, in the order to link, each with its instruction set or "".
+
+    Two objects may hold a copy of one function of the standard library, and the linker keeps the
+    first: so that every machine can run it, better instruction sets come later.
+    """
     csrc = ROOT / "csrc"
     found = [csrc / "module.cpp", *sorted((csrc / "cpu").glob("*.cpp"))]
-    return found + (sorted((csrc / "cuda").glob("*.cu")) if cuda else [])
+    found += sorted((csrc / "cuda").glob("*.cu")) if cuda else []
+    kernels = sorted((csrc / "isa").glob("*.cpp"))
+    variants = [(source, isa) for isa in INSTRUCTION_SETS for source in kernels]
+    return [(source, "") for source in found] + variants
 
 
 def source_hash() -> str:

@@ -1,30 +1,27 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // SSD's loss and gradient for one image. Contract: ssd_fast/ops/multibox_loss.py. Torch-free.
+//
+// What it costs: forward reads every logit once (mining_keys.h), then a few rows an image again,
+// the positives and the hard negatives, about P / 50. Backward writes zeros and these rows.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "box.h"
+#include "instruction_set.h"
 #include "match.h"
 #include "mine.h"
+#include "mining_keys.h"
 #include "rows.h"
-#include "simd.h"
+#include "scratch.h"
+#include "softmax_row.h"
 
 namespace ssd_fast {
 
 enum class Normalizer : int64_t { kPositives = 0, kImage = 1, kNone = 2 };
-
-// The objects of a batch; image i owns rows offsets[i] to offsets[i + 1].
-struct Objects {
-  const float* boxes;      // (N, 4)
-  const int64_t* labels;   // (N,)
-  const int64_t* offsets;  // (B + 1,)
-  int64_t N;
-};
 
 // What forward and backward need of the options.
 struct RowOptions {
@@ -33,11 +30,14 @@ struct RowOptions {
   int64_t background;
 };
 
-struct ForwardOptions {
-  MatchOptions matching;
-  float ratio;
-  int64_t min_negatives;
-  RowOptions rows;
+// What forward and backward work on.
+struct LossInputs {
+  const Rows& deltas;
+  const Rows& logits;
+  const float* priors;  // (P, 4)
+  int64_t P;
+  Objects objects;
+  RowOptions options;
 };
 
 struct ImageLoss {
@@ -45,6 +45,35 @@ struct ImageLoss {
   double classes = 0;
   int64_t positives = 0;
 };
+
+struct ForwardJob {
+  LossInputs inputs;
+  MatchOptions matching;
+  float ratio;
+  int64_t min_negatives;
+  const PriorBlocks& blocks;
+  const float* rough_keys;  // (B, P) if they were computed before, else null
+  int32_t* code;            // (B, P), out
+  ImageLoss* losses;        // (B,), out
+};
+
+struct BackwardJob {
+  LossInputs inputs;
+  const int32_t* code;         // (B, P)
+  const double* box_scales;    // (B,)
+  const double* class_scales;  // (B,)
+  const Rows& grad_deltas;     // zero at first, out
+  const Rows& grad_logits;
+};
+
+SSD_FAST_PER_INSTRUCTION_SET(
+    // Writes the rough mining keys of cells `begin` to `end` of a level to `keys`, its row 0 first.
+    void rough_keys_of_cells(const LossInputs& inputs, size_t level, int64_t image, int64_t begin,
+                             int64_t end, float* keys);
+    // Decides what the rows of images `begin` to `end` are, and sums their losses.
+    void multibox_loss_images(const ForwardJob& job, int64_t begin, int64_t end);
+    // Writes the gradients of the selected rows of images `begin` to `end`.
+    void multibox_loss_backward_images(const BackwardJob& job, int64_t begin, int64_t end);)
 
 // What the rows of an image are multiplied by.
 inline double image_weight(Normalizer normalizer, int64_t positives, int64_t batch_positives,
@@ -59,83 +88,6 @@ inline double image_weight(Normalizer normalizer, int64_t positives, int64_t bat
       return 1;
   }
 }
-
-// The mining key of each row of a level: the sum over c != background of exp(x_c - x_background).
-// Sixteen rows fill the lanes, so the sum of a row is sequential on every machine.
-template <typename T>
-void background_keys(const Level& level, int64_t image, int64_t classes, int64_t background,
-                     float* keys) {
-  const T* data = static_cast<const T*>(level.data);
-  std::vector<float> block(static_cast<size_t>(classes * kLanes));
-  RowCursor cursor(level, image);
-  for (int64_t row = 0; row < level.rows; row += kLanes) {
-    const int64_t count = std::min(kLanes, level.rows - row);
-    for (int64_t lane = 0; lane < count; ++lane) {
-      const T* logits = data + cursor.next();
-      for (int64_t c = 0; c < classes; ++c) {
-        block[c * kLanes + lane] = to_float(logits[c * level.channel_stride]);
-      }
-    }
-    const Floats reference = load(&block[background * kLanes]);
-    Floats sum{};
-    for (int64_t c = 0; c < classes; ++c) {
-      if (c != background) sum += exp(load(&block[c * kLanes]) - reference);
-    }
-    float sums[kLanes];
-    store(sums, sum);
-    std::copy(sums, sums + count, keys + row);
-  }
-}
-
-// Exponentials of one row relative to its target: ratios[c] = exp(x_c - x_target - shift), 0 for
-// the target itself. The shift is 0 as long as nothing overflows: small losses keep their digits.
-class SoftmaxRow {
- public:
-  explicit SoftmaxRow(int64_t classes)
-      : classes_(classes), ratios_(static_cast<size_t>((classes + kLanes - 1) / kLanes * kLanes)) {}
-
-  template <typename T>
-  void load_logits(const T* logits, int64_t channel_stride, int64_t target) {
-    constexpr float kLarge = 80.0f;
-    constexpr float kNothing = -std::numeric_limits<float>::infinity();
-    const float reference = to_float(logits[target * channel_stride]);
-    float largest = 0;
-    for (int64_t c = 0; c < classes_; ++c) {
-      const float difference = to_float(logits[c * channel_stride]) - reference;
-      ratios_[c] = c == target ? kNothing : difference;
-      if (c != target && difference > largest) largest = difference;
-    }
-    std::fill(ratios_.begin() + classes_, ratios_.end(), kNothing);
-    shift_ = largest > kLarge ? largest : 0;
-    others_ = 0;
-    for (size_t c = 0; c < ratios_.size(); c += kLanes) {
-      store(&ratios_[c], exp(load(&ratios_[c]) - static_cast<float>(shift_)));
-    }
-    for (int64_t c = 0; c < classes_; ++c) others_ += ratios_[c];
-  }
-
-  double cross_entropy() const {
-    if (shift_ == 0) return std::log1p(others_);
-    if (std::isinf(shift_)) return shift_;
-    return shift_ + std::log(others_ + std::exp(-shift_));
-  }
-
-  // softmax - one_hot, times `scale`. The target's entry comes from the others: 1 - p would cancel.
-  template <typename T>
-  void write_gradient(T* gradient, int64_t channel_stride, int64_t target, double scale) const {
-    const double factor = scale / (others_ + std::exp(-shift_));
-    for (int64_t c = 0; c < classes_; ++c) {
-      const double value = c == target ? -others_ : static_cast<double>(ratios_[c]);
-      gradient[c * channel_stride] = from_float<T>(static_cast<float>(value * factor));
-    }
-  }
-
- private:
-  int64_t classes_;
-  std::vector<float> ratios_;
-  double shift_ = 0;
-  double others_ = 0;
-};
 
 // The offsets that lead from a prior to a box, as encode_boxes in ssd_fast/boxes.py.
 inline void encode(const Box& box, const Box& prior, const double* variances, double* out) {
@@ -156,166 +108,207 @@ inline double smooth_l1_slope(double residual, double beta) {
   return (residual > 0) - (residual < 0);
 }
 
+}  // namespace ssd_fast
+
+namespace ssd_fast::SSD_FAST_ISA {
+
 // A selected row: the object it is matched to, or no object for a mined negative.
 struct SelectedRow {
-  int64_t prior;
+  const Level* level;  // of the logits
+  size_t level_index;
+  int64_t row;     // in the level
+  int64_t prior;   // in all levels
   int64_t object;  // row of boxes and labels; -1 for a mined negative
   int64_t target;  // class
 };
 
-// Calls visit(level index, row in the level, SelectedRow) for the selected rows of one image, in
-// prior order. A code that fits no object, which only targets changed since can give, is passed
-// over.
+// Calls visit(SelectedRow) for the selected rows of one image, in prior order. A code that fits no
+// object, which only targets changed since can give, is passed over.
 template <typename Visit>
-void visit_selected(const int32_t* code, const Rows& rows, const Objects& objects, int64_t image,
-                    const RowOptions& options, const Visit& visit) {
-  const RowRange range = image_rows(objects.offsets, image, objects.N);
+void visit_selected(const LossInputs& inputs, const int32_t* code, int64_t image,
+                    const Visit& visit) {
+  const RowRange range = image_rows(inputs.objects.offsets, image, inputs.objects.N);
+  size_t l = 0;
   int64_t first = 0;
-  for (size_t l = 0; l < rows.levels.size(); ++l) {
-    const int64_t count = rows.levels[l].rows;
-    for (int64_t row = 0; row < count; ++row) {
-      const int32_t value = code[first + row];
-      if (value == kHardNegative) {
-        visit(l, row, SelectedRow{first + row, -1, options.background});
-      } else if (value >= 0 && value < range.count) {
-        const int64_t object = range.begin + value;
-        const int64_t target = objects.labels[object];
-        if (target >= 0 && target < rows.channels) {
-          visit(l, row, SelectedRow{first + row, object, target});
-        }
+  for (int64_t begin = 0; begin < inputs.P; begin += kLanes) {
+    const int64_t count = std::min(kLanes, inputs.P - begin);
+    const Ints codes = load_some(code + begin, count, kBackground);
+    uint32_t lanes = lanes_of((codes >= 0) | (codes == kHardNegative));
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int64_t prior = begin + __builtin_ctz(lanes);
+      while (prior - first >= inputs.logits.levels[l].rows) first += inputs.logits.levels[l++].rows;
+      SelectedRow selected{&inputs.logits.levels[l], l, prior - first, prior, -1,
+                           inputs.options.background};
+      const int32_t value = code[prior];
+      if (value >= 0) {
+        if (value >= range.count) continue;
+        selected.object = range.begin + value;
+        selected.target = inputs.objects.labels[selected.object];
+        if (selected.target < 0 || selected.target >= inputs.logits.channels) continue;
       }
+      visit(selected);
     }
-    first += count;
   }
-}
-
-inline int64_t count_rows(const Rows& rows) {
-  int64_t total = 0;
-  for (const Level& level : rows.levels) total += level.rows;
-  return total;
 }
 
 // Forward and backward of one image after another; keeps its scratch memory between them.
 class MultiBoxImage {
  public:
-  MultiBoxImage(const Rows& deltas, const Rows& logits, const float* priors, const Objects& objects,
-                const RowOptions& options)
-      : deltas_(deltas),
-        logits_(logits),
-        priors_(priors),
-        objects_(objects),
-        options_(options),
-        softmax_(logits.channels) {}
-
   // Decides what each row of `image` is, writes it to `code` (P,), and sums its losses.
-  ImageLoss forward(int64_t image, const ForwardOptions& options, Matcher& matcher, int32_t* code) {
+  ImageLoss forward(const ForwardJob& job, int64_t image) {
+    const LossInputs& inputs = job.inputs;
+    int32_t* code = job.code + image * inputs.P;
+    float* scratch = scratch_floats(job.blocks.blocks() * kBlock);
+    const RowRange range = image_rows(inputs.objects.offsets, image, inputs.objects.N);
+    const int64_t* labels = inputs.objects.labels + range.begin;
+    softmax_.resize(inputs.logits.channels);
+    matcher_.reset(job.blocks, job.matching, scratch);
     ImageLoss loss;
-    const RowRange range = image_rows(objects_.offsets, image, objects_.N);
-    const int64_t* labels = objects_.labels + range.begin;
-    loss.positives = matcher.match(
-        objects_.boxes + 4 * range.begin, range.count,
+    loss.positives = matcher_.match(
+        inputs.objects.boxes + 4 * range.begin, range.count,
         [&](int64_t n) {
-          return labels[n] >= 0 && labels[n] < logits_.channels && labels[n] != options_.background;
+          return labels[n] >= 0 && labels[n] < inputs.logits.channels &&
+                 labels[n] != inputs.options.background;
         },
-        code);
-    mine(image, options, loss.positives, code);
-    visit_selected(code, logits_, objects_, image, options_,
-                   [&](size_t l, int64_t row, const SelectedRow& selected) {
-                     load_softmax(l, image, row, selected.target);
-                     loss.classes += softmax_.cross_entropy();
-                     if (selected.object >= 0) loss.box += box_loss(l, image, row, selected);
-                   });
+        inputs.P, code);
+    mine(job, image, loss.positives, code, scratch);
+    visit_selected(inputs, code, image, [&](const SelectedRow& selected) {
+      load_softmax(inputs.logits, image, selected);
+      loss.classes += softmax_.cross_entropy();
+      if (selected.object >= 0) loss.box += box_loss(inputs, image, selected);
+    });
     return loss;
   }
 
   // Writes the gradients of the selected rows; all others are zero already.
-  void backward(int64_t image, const int32_t* code, double box_scale, double class_scale,
-                const Rows& grad_deltas, const Rows& grad_logits) {
-    visit_selected(code, logits_, objects_, image, options_,
-                   [&](size_t l, int64_t row, const SelectedRow& selected) {
-                     load_softmax(l, image, row, selected.target);
-                     const Level& level = grad_logits.levels[l];
-                     visit_dtype(logits_.dtype, [&](auto* type) {
-                       auto* out = static_cast<decltype(type)>(level.data);
-                       softmax_.write_gradient(out + level.offset(image, row), level.channel_stride,
-                                               selected.target, class_scale);
-                     });
-                     if (selected.object >= 0) {
-                       box_gradient(l, image, row, selected, box_scale, grad_deltas.levels[l]);
-                     }
-                   });
+  void backward(const BackwardJob& job, int64_t image) {
+    const LossInputs& inputs = job.inputs;
+    softmax_.resize(inputs.logits.channels);
+    visit_selected(inputs, job.code + image * inputs.P, image, [&](const SelectedRow& selected) {
+      load_softmax(inputs.logits, image, selected);
+      const Level& level = job.grad_logits.levels[selected.level_index];
+      visit_dtype(inputs.logits.dtype, [&](auto* type) {
+        auto* out = static_cast<decltype(type)>(level.data);
+        softmax_.write_gradient(out + level.offset(image, selected.row), level.channel_stride,
+                                selected.target, job.class_scales[image]);
+      });
+      if (selected.object >= 0) box_gradient(job, image, selected);
+    });
   }
 
  private:
-  void mine(int64_t image, const ForwardOptions& options, int64_t positives, int32_t* code) {
-    const int64_t P = count_rows(logits_);
-    const int64_t candidates = std::count(code, code + P, kBackground);
-    const int64_t k = negatives_wanted(options.ratio, positives, options.min_negatives, candidates);
+  // Turns the hardest of the candidates in `code` into hard negatives. `scratch` is for P keys.
+  void mine(const ForwardJob& job, int64_t image, int64_t positives, int32_t* code,
+            float* scratch) {
+    const LossInputs& inputs = job.inputs;
+    const int64_t P = inputs.P;
+    const int64_t candidates = count_equal(code, P, kBackground);
+    const int64_t k = negatives_wanted(job.ratio, positives, job.min_negatives, candidates);
     if (k == 0) return;
-    keys_.resize(static_cast<size_t>(P));
-    float* keys = keys_.data();
-    for (const Level& level : logits_.levels) {
-      visit_dtype(logits_.dtype, [&](auto* type) {
-        background_keys<std::remove_pointer_t<decltype(type)>>(level, image, logits_.channels,
-                                                               options_.background, keys);
-      });
-      keys += level.rows;
-    }
-    miner_.select(keys_.data(), code, P, k, [code](int64_t p) { code[p] = kHardNegative; });
+    const float* keys = job.rough_keys ? job.rough_keys + image * P : scratch;
+    if (!job.rough_keys) rough_keys(inputs, image, scratch);
+    const auto order_of = [&](int64_t p) {
+      const int64_t count = std::min(P - p, kLanes);
+      const Ints kind = load_some(code + p, count, kIgnored);
+      return kind == kBackground ? as_ints(load_some(keys + p, count, 0.0f)) : splat(kNoOrder);
+    };
+    const int32_t reached = selector_.bound(P, k, k / 32, order_of);
+    const float least =
+        reached > 0 ? least_rough_key(bits_to_float(reached), inputs.logits.channels) : 0.0f;
+    collect(P, static_cast<int32_t>(float_to_bits(least)), order_of);
+    exact_keys_.resize(rivals_.size());
+    exact_.compute(inputs.logits, image, inputs.options.background, rivals_.data(), rival_count_,
+                   exact_keys_.data());
+    const auto exact_order_of = [&](int64_t i) {
+      const Ints order = mining_order(load(&exact_keys_[i]));
+      return lane_numbers() < static_cast<int32_t>(rival_count_ - i) ? order : splat(kNoOrder);
+    };
+    selector_.select(rival_count_, k, exact_order_of,
+                     [&](int64_t i) { code[rivals_[i]] = kHardNegative; });
   }
 
-  void load_softmax(size_t l, int64_t image, int64_t row, int64_t target) {
-    const Level& level = logits_.levels[l];
-    visit_dtype(logits_.dtype, [&](auto* type) {
+  static void rough_keys(const LossInputs& inputs, int64_t image, float* keys) {
+    for (size_t l = 0; l < inputs.logits.levels.size(); ++l) {
+      const Level& level = inputs.logits.levels[l];
+      rough_keys_of_cells(inputs, l, image, 0, level.cells(), keys);
+      keys += level.rows;
+    }
+  }
+
+  // The candidates whose rough key reaches `least` or is doubtful.
+  template <typename OrderOf>
+  void collect(int64_t P, int32_t least, const OrderOf& order_of) {
+    rivals_.resize(static_cast<size_t>(P + kLanes));
+    rival_count_ = 0;
+    Ints prior = lane_numbers();
+    for (int64_t p = 0; p < P; p += kLanes, prior += static_cast<int32_t>(kLanes)) {
+      const Ints order = order_of(p);
+      const Ints rival = (order >= least) | ((order < 0) & (order != kNoOrder));
+      rival_count_ += compress(rival, prior, rivals_.data() + rival_count_);
+    }
+  }
+
+  static int64_t count_equal(const int32_t* code, int64_t P, int32_t value) {
+    Ints count{};
+    for (int64_t p = 0; p < P; p += kLanes) {
+      count -= load_some(code + p, P - p, ~value) == value;
+    }
+    return sum_of_lanes(count);
+  }
+
+  void load_softmax(const Rows& logits, int64_t image, const SelectedRow& selected) {
+    const Level& level = *selected.level;
+    visit_dtype(logits.dtype, [&](auto* type) {
       const auto* data = static_cast<const std::remove_pointer_t<decltype(type)>*>(level.data);
-      softmax_.load_logits(data + level.offset(image, row), level.channel_stride, target);
+      softmax_.load_logits(data + level.offset(image, selected.row), level.channel_stride,
+                           selected.target);
     });
   }
 
   // Difference of a row's deltas to the box it is matched to.
-  void residuals(size_t l, int64_t image, int64_t row, const SelectedRow& selected,
-                 double* out) const {
-    const Level& level = deltas_.levels[l];
+  static void residuals(const LossInputs& inputs, int64_t image, const SelectedRow& selected,
+                        double* out) {
+    const Level& level = inputs.deltas.levels[selected.level_index];
     float deltas[4];
-    visit_dtype(deltas_.dtype, [&](auto* type) {
+    visit_dtype(inputs.deltas.dtype, [&](auto* type) {
       const auto* data = static_cast<const std::remove_pointer_t<decltype(type)>*>(level.data);
-      load_row(data + level.offset(image, row), level.channel_stride, 4, deltas);
+      load_row(data + level.offset(image, selected.row), level.channel_stride, 4, deltas);
     });
-    encode(box_at(objects_.boxes, selected.object), box_at(priors_, selected.prior),
-           options_.variances, out);
+    encode(box_at(inputs.objects.boxes, selected.object), box_at(inputs.priors, selected.prior),
+           inputs.options.variances, out);
     for (int k = 0; k < 4; ++k) out[k] = deltas[k] - out[k];
   }
 
-  double box_loss(size_t l, int64_t image, int64_t row, const SelectedRow& selected) const {
+  static double box_loss(const LossInputs& inputs, int64_t image, const SelectedRow& selected) {
     double residual[4];
-    residuals(l, image, row, selected, residual);
+    residuals(inputs, image, selected, residual);
     double sum = 0;
-    for (double r : residual) sum += smooth_l1(r, options_.beta);
+    for (double r : residual) sum += smooth_l1(r, inputs.options.beta);
     return sum;
   }
 
-  void box_gradient(size_t l, int64_t image, int64_t row, const SelectedRow& selected, double scale,
-                    const Level& gradient) const {
+  static void box_gradient(const BackwardJob& job, int64_t image, const SelectedRow& selected) {
     double residual[4];
-    residuals(l, image, row, selected, residual);
-    visit_dtype(deltas_.dtype, [&](auto* type) {
+    residuals(job.inputs, image, selected, residual);
+    const Level& gradient = job.grad_deltas.levels[selected.level_index];
+    visit_dtype(job.inputs.deltas.dtype, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
-      T* out = static_cast<T*>(gradient.data) + gradient.offset(image, row);
+      T* out = static_cast<T*>(gradient.data) + gradient.offset(image, selected.row);
       for (int k = 0; k < 4; ++k) {
-        const double slope = smooth_l1_slope(residual[k], options_.beta);
-        out[k * gradient.channel_stride] = from_float<T>(static_cast<float>(slope * scale));
+        const double slope = smooth_l1_slope(residual[k], job.inputs.options.beta);
+        out[k * gradient.channel_stride] =
+            from_float<T>(static_cast<float>(slope * job.box_scales[image]));
       }
     });
   }
 
-  const Rows& deltas_;
-  const Rows& logits_;
-  const float* priors_;
-  const Objects objects_;
-  const RowOptions options_;
+  Matcher matcher_;
+  Selector selector_;
   SoftmaxRow softmax_;
-  Miner miner_;
-  std::vector<float> keys_;
+  ExactKeys exact_;
+  std::vector<int32_t> rivals_;  // priors that may be hard negatives, and room behind them
+  std::vector<float> exact_keys_;
+  int64_t rival_count_ = 0;
 };
 
-}  // namespace ssd_fast
+}  // namespace ssd_fast::SSD_FAST_ISA

@@ -100,6 +100,20 @@ struct Level {
     return image * batch_stride + (cell / width) * y_stride + (cell % width) * x_stride +
            (row % anchors) * anchor_stride;
   }
+
+  int64_t cells() const { return rows / anchors; }
+
+  // Whether all cells lie x_stride apart, map rows or not.
+  bool has_even_cells() const { return width >= cells() || y_stride == width * x_stride; }
+
+  // Whether rows are contiguous, and equally far apart: (B, P, K) and channels_last maps.
+  bool has_even_rows() const {
+    return channel_stride == 1 && has_even_cells() &&
+           (anchors == 1 || x_stride == anchors * anchor_stride);
+  }
+
+  // Elements between two rows where they are even.
+  int64_t row_stride() const { return anchors == 1 ? x_stride : anchor_stride; }
 };
 
 // Walks the rows of a level in order without a division a row.

@@ -18,20 +18,12 @@ Tensor mine_cpu(const Tensor& loss_in, const Tensor& match_in, double ratio,
   const Tensor loss = torch::stable::contiguous(loss_in);
   const Tensor match = torch::stable::contiguous(match_in);
   Tensor selected = torch::stable::new_zeros(loss, {B, P}, ScalarType::Bool);
-  bool* out = static_cast<bool*>(selected.data_ptr());
-  const int32_t* matched = static_cast<const int32_t*>(match.data_ptr());
-  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
-    Miner miner;
-    for (int64_t image = begin; image < end; ++image) {
-      const int32_t* row = matched + image * P;
-      const int64_t positives = std::count_if(row, row + P, [](int32_t m) { return m >= 0; });
-      const int64_t candidates = std::count(row, row + P, kBackground);
-      const int64_t k =
-          negatives_wanted(static_cast<float>(ratio), positives, min_negatives, candidates);
-      miner.select(float_data(loss) + image * P, row, P, k,
-                   [&](int64_t p) { out[image * P + p] = true; });
-    }
-  });
+  const MineJob job{
+      float_data(loss), static_cast<const int32_t*>(match.data_ptr()), P, static_cast<float>(ratio),
+      min_negatives,    static_cast<bool*>(selected.data_ptr())};
+  const auto mine_images = SSD_FAST_KERNEL(mine_images);
+  torch::stable::parallel_for(0, B, 1,
+                              [&](int64_t begin, int64_t end) { mine_images(job, begin, end); });
   return selected;
 }
 

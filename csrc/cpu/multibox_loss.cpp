@@ -2,9 +2,11 @@
 // CPU kernels of ssd_fast::multibox_loss and its backward. Contract: ssd_fast/ops/multibox_loss.py.
 #include "../multibox_loss.h"
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "tensors.h"
 
@@ -40,6 +42,44 @@ int64_t total(const int64_t* counts, int64_t n) {
   return sum;
 }
 
+// A batch of fewer images than threads: the pass over the logits, most of the work, is shared out
+// in chunks of cells. Returns the (B, P) keys, good until this thread's next call, or null where
+// each thread is to compute those of its own images.
+const float* rough_keys_in_chunks(const LossInputs& inputs, int64_t batch) {
+  constexpr int64_t kChunk = 1 << 16;  // logits, enough to outweigh waking a thread
+  const int64_t threads = torch::stable::get_num_threads();
+  if (batch >= threads || inputs.P * inputs.logits.channels < 4 * kChunk) return nullptr;
+  struct Chunk {
+    size_t level;
+    int64_t image, begin, end;
+    float* keys;
+  };
+  thread_local std::vector<Chunk> chunks;
+  thread_local std::vector<float> keys;
+  keys.resize(static_cast<size_t>(batch * inputs.P));
+  chunks.clear();
+  float* level_keys = keys.data();
+  for (int64_t image = 0; image < batch; ++image) {
+    for (size_t l = 0; l < inputs.logits.levels.size(); ++l) {
+      const Level& level = inputs.logits.levels[l];
+      const int64_t step = kChunk / (level.anchors * inputs.logits.channels) + 1;
+      for (int64_t begin = 0; begin < level.cells(); begin += step) {
+        chunks.push_back({l, image, begin, std::min(begin + step, level.cells()), level_keys});
+      }
+      level_keys += level.rows;
+    }
+  }
+  const auto rough_keys = SSD_FAST_KERNEL(rough_keys_of_cells);
+  const Chunk* all = chunks.data();
+  torch::stable::parallel_for(0, static_cast<int64_t>(chunks.size()), 1,
+                              [&, all](int64_t first, int64_t last) {
+                                for (const Chunk* c = all + first; c < all + last; ++c) {
+                                  rough_keys(inputs, c->level, c->image, c->begin, c->end, c->keys);
+                                }
+                              });
+  return keys.data();
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
     const std::vector<Tensor>& deltas, const std::vector<Tensor>& logits, const Tensor& priors_in,
     const Tensor& boxes, const Tensor& labels, const Tensor& offsets, double iou_threshold,
@@ -50,25 +90,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
   const HeadRows heads = head_rows(deltas, logits, priors);
   const int64_t B = heads.batch, P = heads.priors;
   const HeldObjects held(boxes, labels, offsets, B);
-  const Objects objects = held.view();
-  const ForwardOptions options{match_options(iou_threshold, low_threshold, strict, assign),
-                               static_cast<float>(ratio), min_negatives,
-                               row_options(beta, variances, background_index, heads.classes)};
-
+  const LossInputs inputs{
+      heads.deltas,       heads.logits,
+      float_data(priors), P,
+      held.view(),        row_options(beta, variances, background_index, heads.classes)};
   Tensor code = torch::stable::new_empty(priors, {B, P}, ScalarType::Int);
   Tensor num_positives = torch::stable::new_empty(priors, {B}, ScalarType::Long);
   int32_t* code_data = static_cast<int32_t*>(code.data_ptr());
   int64_t* positives = static_cast<int64_t*>(num_positives.data_ptr());
-  const PriorPlanes planes(float_data(priors), P);
-  std::vector<ImageLoss> losses(static_cast<size_t>(B));
-  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
-    Matcher matcher(planes, options.matching);
-    MultiBoxImage work(heads.deltas, heads.logits, float_data(priors), objects, options.rows);
-    for (int64_t image = begin; image < end; ++image) {
-      losses[image] = work.forward(image, options, matcher, code_data + image * P);
-      positives[image] = losses[image].positives;
-    }
-  });
+  thread_local std::vector<ImageLoss> losses;
+  losses.resize(static_cast<size_t>(B));
+  const ForwardJob job{inputs,
+                       match_options(iou_threshold, low_threshold, strict, assign),
+                       static_cast<float>(ratio),
+                       min_negatives,
+                       bounded_blocks(float_data(priors), P),
+                       rough_keys_in_chunks(inputs, B),
+                       code_data,
+                       losses.data()};
+  const auto loss_images = SSD_FAST_KERNEL(multibox_loss_images);
+  torch::stable::parallel_for(0, B, 1,
+                              [&](int64_t begin, int64_t end) { loss_images(job, begin, end); });
+  for (int64_t image = 0; image < B; ++image) positives[image] = job.losses[image].positives;
 
   // Image by image, in order: the sum is the same for any number of threads.
   const int64_t batch_positives = total(positives, B);
@@ -76,8 +119,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
   for (int64_t image = 0; image < B; ++image) {
     const double weight =
         image_weight(static_cast<Normalizer>(normalizer), positives[image], batch_positives, B);
-    box_sum += weight * losses[image].box;
-    class_sum += weight * losses[image].classes;
+    box_sum += weight * job.losses[image].box;
+    class_sum += weight * job.losses[image].classes;
   }
   Tensor box_loss = torch::stable::new_empty(priors, {}, ScalarType::Float);
   Tensor class_loss = torch::stable::new_empty(priors, {}, ScalarType::Float);
@@ -134,15 +177,22 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
   const int32_t* code_data = static_cast<const int32_t*>(code.data_ptr());
   const int64_t* positives = int64_data(num_positives);
   const int64_t batch_positives = total(positives, B);
-  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
-    MultiBoxImage work(heads.deltas, heads.logits, float_data(priors), held.view(), options);
-    for (int64_t image = begin; image < end; ++image) {
-      const double weight =
-          image_weight(static_cast<Normalizer>(normalizer), positives[image], batch_positives, B);
-      work.backward(image, code_data + image * P, weight * box_scale, weight * class_scale,
-                    grads.deltas, grads.logits);
-    }
-  });
+  std::vector<double> scales(static_cast<size_t>(2 * B));
+  for (int64_t image = 0; image < B; ++image) {
+    const double weight =
+        image_weight(static_cast<Normalizer>(normalizer), positives[image], batch_positives, B);
+    scales[image] = weight * box_scale;
+    scales[B + image] = weight * class_scale;
+  }
+  const BackwardJob job{{heads.deltas, heads.logits, float_data(priors), P, held.view(), options},
+                        code_data,
+                        scales.data(),
+                        scales.data() + B,
+                        grads.deltas,
+                        grads.logits};
+  const auto backward_images = SSD_FAST_KERNEL(multibox_loss_backward_images);
+  torch::stable::parallel_for(
+      0, B, 1, [&](int64_t begin, int64_t end) { backward_images(job, begin, end); });
   return {grad_deltas, grad_logits};
 }
 
