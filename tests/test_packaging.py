@@ -140,9 +140,19 @@ def test_only_operators_get_the_target_version(build: ModuleType, monkeypatch, t
     monkeypatch.setenv("SSD_FAST_CUDA", "0")
     commands = build.compile_and_link(tmp_path, tmp_path / "_C.so")[:-1]
     assert {c.inputs[0].parent.name: build.TARGET_MACRO in c.arguments for c in commands} in (
-        {"csrc": False, "cpu": True},
-        {"csrc": False},
+        {"csrc": False, "cpu": True, "isa": False},
+        {"csrc": False, "isa": False},
     )
+
+
+def test_better_instruction_sets_are_linked_later(build: ModuleType, monkeypatch, tmp_path):
+    """Of a function that two objects hold the linker keeps the first: any machine must run it."""
+    monkeypatch.setenv("SSD_FAST_CUDA", "0")
+    *compiled, link = build.compile_and_link(tmp_path, tmp_path / "_C.so")
+    flags = {c.output: [a for a in c.arguments if a.startswith("-m")] for c in compiled}
+    counts = [len(flags[output]) for output in link.inputs]
+    assert counts == sorted(counts)
+    assert set(counts) == {len(flags) for flags in build.INSTRUCTION_SETS.values()}
 
 
 @pytest.mark.parametrize(
