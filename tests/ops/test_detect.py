@@ -51,7 +51,6 @@ def assert_matches_reference(deltas, logits, priors, **options):
     kept = ("score_threshold", "top_k", "iou_threshold", "background_index")
     options = {name: value for name, value in options.items() if name in kept}
     assert_same_detections(found, expected, scores, boxes, **options)
-    return found
 
 
 @given(
@@ -181,9 +180,8 @@ def test_large_maps_are_scanned_whole(device):
 
 def test_expanded_inputs(device):
     deltas, logits, priors = (t.to(device) for t in heads(seeded(0), batch=1))
-    one = detect(deltas, logits, priors)
     three = detect(deltas.expand(3, -1, -1), logits.expand(3, -1, -1), priors)
-    for single, triple in zip(one, three, strict=True):
+    for single, triple in zip(detect(deltas, logits, priors), three, strict=True):
         assert torch.equal(single.expand_as(triple), triple)
 
 
@@ -386,9 +384,8 @@ def test_compiles_without_a_graph_break(device):
     )
     found = compiled(deltas, logits, priors)
     assert isinstance(found, Detections)
-    for one, other in zip(
-        found, detect(deltas, logits * 2, priors, clip=(0, 0, 1, 1)), strict=True
-    ):
+    expected = detect(deltas, logits * 2, priors, clip=(0, 0, 1, 1))
+    for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
 
 
