@@ -10,7 +10,13 @@ __version__ = "0.1.0"
 
 import torch  # noqa: F401  loads the libraries that the compiled module links to
 
-from ssd_fast import _C, convert, ops, priors  # _C registers the operators' compiled kernels
+from ssd_fast import (
+    _C,  # registers the operators' compiled kernels
+    compat,
+    convert,
+    ops,
+    priors,
+)
 from ssd_fast.detections import Detections
 from ssd_fast.integrations import accelerate, accelerated, restore
 from ssd_fast.models import ssd300_vgg16, ssd512_vgg16
@@ -24,6 +30,7 @@ __all__ = [
     "Targets",
     "accelerate",
     "accelerated",
+    "compat",
     "convert",
     "ops",
     "priors",
