@@ -52,7 +52,7 @@ def contenders(case: Case) -> list[Contender]:
             lambda: match_targets(targets, anchors),
             decides(torch.stack, expected),
         ),
-        Contender("nvidia encode", lambda: [encoder.encode(*pair) for pair in pairs], by_image),
+        Contender("nvidia", lambda: [encoder.encode(*pair) for pair in pairs], by_image),
         Contender("lufficc", lambda: [transform(*pair) for pair in pairs], by_image),
     ]
 

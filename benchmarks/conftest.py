@@ -41,6 +41,11 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
         "torch_headers": compiled.torch_headers,
         "source_hash": compiled.source_hash,
     }
+    real_time = hasattr(os, "SCHED_FIFO") and os.sched_getscheduler(0) == os.SCHED_FIFO
+    machine_info["conditions"] = {
+        "load_average": round(os.getloadavg()[0], 1),
+        "scheduler": "real-time" if real_time else "ordinary",
+    }
     machine_info["allocator"] = {
         name: value for name, value in os.environ.items() if name.startswith("MALLOC_")
     }

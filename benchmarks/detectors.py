@@ -94,7 +94,7 @@ def of_nvidia(case: Case) -> DetectSystem:
     encoder = nvidia.Encoder(case.default_boxes)
     reference = {"score_threshold": 0.05, "top_k": 200, "max_detections": 200}
     return DetectSystem(
-        "nvidia decode_batch",
+        "nvidia",
         encoder.decode_batch,
         lambda images: [row_tensor(*image) for image in images],
         reference,

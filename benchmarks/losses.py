@@ -88,7 +88,7 @@ def of_nvidia(case: Case) -> LossSystem:
 
     # An image without objects counts in the mean there as here, and `encode` takes none.
     reference = {"normalizer": "image", "strict": True}
-    return LossSystem("nvidia encode + loss", losses, reference, transposed=True)
+    return LossSystem("nvidia", losses, reference, transposed=True)
 
 
 def of_lufficc(case: Case) -> LossSystem:

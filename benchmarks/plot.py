@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Makes the table and the chart from committed measurements; nothing in them is typed.
 
-    python -m benchmarks.plot [FILE.json ...]
+    python -m benchmarks.plot FILE.json [--only PATTERN] [--into README.md]
 
-prints a Markdown table of all files (without names: those in `benchmarks/results`) and writes a
-chart, `FILE.svg`, beside each.
+prints a Markdown table and draws a chart, `FILE.svg`, of the groups whose title matches; with
+`--into` the table also takes the place of what stands between the markers `<!-- figures -->` and
+`<!-- end of figures -->`.
 """
 
 import argparse
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 BASELINE_COLOR, PEER_COLOR = "#1a7f5a", "#9aa5b1"
 
 
@@ -160,15 +162,39 @@ def chart(groups: list[Group], caption: str, path: Path) -> None:
     plt.close(figure)
 
 
+def insert(figures: str, text: str) -> str:
+    """Puts figures between the markers of a text.
+
+    Raises:
+        ValueError: the markers are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"expected the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{figures}\n{END}{after}"
+
+
+def figures(path: Path, only: str = "") -> tuple[str, list[Group], str]:
+    """The table with its origin as Markdown, the groups it shows, and the origin alone."""
+    groups, report = read(path)
+    groups = [group for group in groups if re.search(only, group.title)]
+    origin = provenance(report)
+    return f"{table(groups)}\n\n{origin}.", groups, origin
+
+
 def main() -> None:
-    """Reads, prints and draws."""
+    """Reads, prints, draws and inserts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*", type=Path, help="reports of pytest-benchmark")
-    paths = parser.parse_args().files or sorted(RESULTS.glob("*.json"))
-    for path in paths:
-        groups, report = read(path)
-        print(f"{table(groups)}\n\n{provenance(report)}\n")
-        chart(groups, provenance(report), path.with_suffix(".svg"))
+    parser.add_argument("file", type=Path, help="a report of pytest-benchmark")
+    parser.add_argument("--only", default="", help="regular expression for the titles to show")
+    parser.add_argument("--into", type=Path, help="a text with the markers for the table")
+    arguments = parser.parse_args()
+    text, groups, origin = figures(arguments.file, arguments.only)
+    print(text)
+    chart(groups, origin, arguments.file.with_suffix(".svg"))
+    if arguments.into:
+        arguments.into.write_text(insert(text, arguments.into.read_text()))
 
 
 if __name__ == "__main__":

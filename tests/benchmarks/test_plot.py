@@ -62,11 +62,26 @@ def test_the_command_prints_the_table_and_draws_the_same_chart_twice(
     report: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra train")
-    monkeypatch.setattr(sys, "argv", ["plot", str(report)])
+    readme = report.with_name("README.md")
+    readme.write_text(f"above\n{plot.BEGIN}old{plot.END}\nbelow\n")
+    monkeypatch.setattr(sys, "argv", ["plot", str(report), "--into", str(readme)])
     plot.main()
-    assert "20 ms (40x)" in capsys.readouterr().out
+    printed = capsys.readouterr().out.strip()
+    assert "20 ms (40x)" in printed
+    assert readme.read_text() == f"above\n{plot.BEGIN}\n{printed}\n{plot.END}\nbelow\n"
     drawn = report.with_suffix(".svg").read_text()
     assert "detect, cold" in drawn
     assert "20 ms  40x" in drawn
     plot.main()
     assert report.with_suffix(".svg").read_text() == drawn
+
+
+def test_titles_select_the_groups(report: Path) -> None:
+    text, groups, _ = plot.figures(report, only="^det.*cold$")
+    assert [group.title for group in groups] == ["detect, cold"]
+    assert "loss" not in text
+
+
+def test_a_text_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected the markers <!-- figures -->"):
+        plot.insert("table", "no markers here")
