@@ -8,8 +8,8 @@ what it needs when it runs, so that `--help` is quick and `info` works without a
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Annotated, Protocol
 
 __all__ = ["main"]
 
@@ -67,15 +67,13 @@ def _parse(arguments: Sequence[str]) -> _Command:
     from ssd_fast.cli.predict import Predict
     from ssd_fast.cli.train import Train
 
-    commands: dict[str, Callable[..., _Command]] = {
-        "demo": Demo,
-        "train": Train,
-        "eval": Evaluate,
-        "predict": Predict,
-        "info": Info,
-    }
-    command: _Command = tyro.extras.subcommand_cli_from_dict(
-        commands,
+    subcommand = tyro.conf.subcommand
+    command: _Command = tyro.cli(
+        Annotated[Demo, subcommand("demo")]
+        | Annotated[Train, subcommand("train")]
+        | Annotated[Evaluate, subcommand("eval")]
+        | Annotated[Predict, subcommand("predict")]
+        | Annotated[Info, subcommand("info")],
         prog="ssd-fast",
         description=_DESCRIPTION,
         args=list(arguments) or ["--help"],

@@ -23,6 +23,7 @@ __all__ = ["Demo"]
 
 _PICTURES, _COLUMNS, _PICTURE_SCALE = 8, 4, 4 / 3
 _SHOWN_SCORE = 0.5
+_CROWD = 3  # least objects of a scene that is drawn; which ones are is not a matter of success
 
 
 @dataclass(frozen=True)
@@ -154,14 +155,15 @@ def _draw(
     detections: list[dict[str, Tensor]],
     evaluation: Evaluation,
 ) -> None:
-    """The first held-out scenes with their detections, and the curves of the run."""
+    """The first crowded held-out scenes with their detections, and the curves of the run."""
     from ssd_fast.engine.output import write_file
     from ssd_fast.engine.pictures import draw_grid, draw_image, png_bytes
     from ssd_fast.engine.plots import plot_training
     from ssd_fast.engine.prediction import above
 
+    crowded = [i for i in range(len(held_out)) if len(held_out[i][1]["labels"]) >= _CROWD]
     pictures = []
-    for i in range(min(_PICTURES, len(held_out))):
+    for i in (crowded or range(len(held_out)))[:_PICTURES]:
         image, target = held_out[i]
         found = above(detections[i], _SHOWN_SCORE)
         pictures.append(

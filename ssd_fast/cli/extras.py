@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from ssd_fast.data.extra import missing_extra
-
 __all__ = ["require"]
 
 
@@ -22,4 +20,7 @@ def require(purpose: str, *modules: str) -> None:
     """
     for name in modules:
         if find_spec(name) is None:
+            # Here, because it brings the datasets with it, which `--help` has no use for.
+            from ssd_fast.data.extra import missing_extra
+
             raise missing_extra(purpose, ModuleNotFoundError(name=name))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,9 +44,9 @@ class _Pen:
 
     @classmethod
     def for_size(cls, side: int) -> _Pen:
-        """A pen that is as visible on a photograph of 4000 pixels as on one of 300."""
-        letters = max(11, round(side / 30))
-        return cls(max(2, round(side / 180)), _font(letters), max(2, letters // 4))
+        """Legible where a picture is shown small, and not in the way where it is shown whole."""
+        letters = round(0.95 * math.sqrt(max(side, 100)))
+        return cls(max(2, letters // 6), _font(letters), max(2, letters // 5))
 
 
 def colour_of(label: int) -> Colour:

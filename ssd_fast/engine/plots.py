@@ -45,7 +45,7 @@ def plot_training(rows: Sequence[dict[str, Any]], evaluation: Evaluation) -> byt
 
 
 def _plot_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Both losses, each step faint and their running mean strong."""
+    """Both losses, each step faint and the mean of its neighbours strong."""
     steps = [row["step"] for row in rows]
     for key, name, colour in (
         ("class_loss", "classification", _CLASS),
@@ -53,9 +53,9 @@ def _plot_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:
     ):
         values = [float(row[key]) for row in rows]
         axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
-        axes.plot(steps, _running_mean(values), color=colour, linewidth=2.0, label=name)
-    axes.set_yscale("log")
-    axes.set_title("Training loss", loc="left")
+        axes.plot(steps, _smooth(values), color=colour, linewidth=2.0, label=name)
+    axes.set_ylim(bottom=0.0)
+    axes.set_title("Training loss", loc="left", fontweight="bold")
     axes.set_xlabel("step")
     axes.legend(frameon=False)
     _dress(axes)
@@ -81,26 +81,21 @@ def _plot_curves(axes: Axes, evaluation: Evaluation) -> None:
         )
     axes.set_xlim(0.0, 1.01)
     axes.set_ylim(0.0, 1.02)
-    axes.set_title(
-        f"Precision and recall, {evaluation.images} held-out images: "
-        f"mAP@0.5 {evaluation.at_50.mean:.3f}",
-        loc="left",
-    )
+    title = f"Precision and recall on {evaluation.images} held-out images"
+    axes.set_title(title, loc="left", fontweight="bold")
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
     if axes.lines:
-        axes.legend(frameon=False, title="AP@0.5", loc="lower left", alignment="left", ncols=2)
+        title = f"AP@0.5, mean {evaluation.at_50.mean:.3f}"
+        axes.legend(frameon=False, title=title, loc="lower left", alignment="left", ncols=2)
     _dress(axes)
 
 
-def _running_mean(values: Sequence[float], memory: float = 0.96) -> list[float]:
-    """The exponential mean, corrected for its start."""
-    means, total, weight = [], 0.0, 0.0
-    for value in values:
-        total = memory * total + (1 - memory) * value
-        weight = memory * weight + (1 - memory)
-        means.append(total / weight)
-    return means
+def _smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
+    """Each value as the mean of those around it, within `share` of the run."""
+    radius = round(len(values) * share / 2)
+    windows = (values[max(i - radius, 0) : i + radius + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def _dress(axes: Axes) -> None:
@@ -109,4 +104,3 @@ def _dress(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_INK)
-    axes.title.set_fontweight("bold")
