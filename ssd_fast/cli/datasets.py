@@ -85,18 +85,25 @@ def check_class_names(known: Sequence[str], data: Sequence[str], weights: str) -
         )
 
 
-def tell_problems(problems: Sequence[Problem], console: Console) -> None:
+def tell_problems(problems: Sequence[Problem], image_set: str, console: Console) -> None:
     """Names what was left out of a dataset.
 
     Args:
         problems: from `open_dataset`.
+        image_set: the set's name.
         console: where.
     """
     if not problems:
         return
     objects = sum(problem.object is not None for problem in problems)
-    console.say(f"Left out {objects} broken objects and {len(problems) - objects} broken images:")
+    counts = [_count(objects, "object"), _count(len(problems) - objects, "image")]
+    console.say(f"Left out of {image_set}, because broken: {' and '.join(filter(None, counts))}")
     for problem in problems[:_SHOWN]:
         console.say(f"  {problem}")
     if len(problems) > _SHOWN:
         console.say(f"  and {len(problems) - _SHOWN} more")
+
+
+def _count(number: int, noun: str) -> str:
+    """A number with its noun, and nothing for none."""
+    return f"{number} {noun}{'' if number == 1 else 's'}" if number else ""

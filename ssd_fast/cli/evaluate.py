@@ -66,7 +66,7 @@ class Evaluate:
         if dataset.class_names != class_names:
             # The same names in another order, or some of them: the weights give the labels.
             dataset, problems = open_dataset(self.data, image_set, class_names)
-        tell_problems(problems, console)
+        tell_problems(problems, image_set, console)
         precision = choose_precision(device, self.precision)
         console.say(f"{len(dataset)} images of {image_set}, on {device.type} in {precision}")
         evaluation = evaluate_shown(model, dataset, precision, console, batch_size=self.batch_size)

@@ -126,13 +126,13 @@ class _Run:
         self.folder = options.output
         self.console = Console()
         self.dataset, problems = open_dataset(options.data, options.train_set)
-        tell_problems(problems, self.console)
+        tell_problems(problems, options.train_set, self.console)
         among = ("val", "test", options.train_set)
         self.validation_set = pick_image_set(options.data, options.validation_set, among=among)
         self.validation, problems = open_dataset(
             options.data, self.validation_set, self.dataset.class_names
         )
-        tell_problems(problems, self.console)
+        tell_problems(problems, self.validation_set, self.console)
         self.trainer = _make_trainer(options, self.dataset)
         self.seconds = 0.0
         if saved is not None:

@@ -71,7 +71,7 @@ def test_what_a_run_says_and_leaves(ssd_fast: Callable, voc: Path, tmp_path: Pat
     arguments = ("--data", f"voc:{voc}", *TINY, "--output", output, "--validate-every", 1)
     result = ssd_fast("train", *arguments)
     assert result.status == 0, result.err
-    assert "Left out 1 broken objects and 0 broken images" in result.out
+    assert "Left out of train, because broken: 1 object\n" in result.out
     assert "scene0.xml, object" in result.out
     assert "4 images to train on, 2 to validate on; 3 classes: circle, rectangle, tri" in result.out
     assert "float32 (asked for)" in result.out
