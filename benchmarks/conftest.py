@@ -58,6 +58,7 @@ def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Leaves out single durations: median and quartiles are what is compared and committed."""
+    """Leaves out single durations (medians and quartiles are compared) and equal options."""
     for row in output_json["benchmarks"]:
         row["stats"].pop("data", None)
+        row.pop("options", None)

@@ -65,7 +65,9 @@ def read(path: Path) -> tuple[list[Group], dict[str, Any]]:
 
 
 def duration(seconds: float) -> str:
-    """A duration with three digits, in us or ms."""
+    """A duration with three digits, in s, ms or us."""
+    if seconds >= 0.9995:
+        return f"{seconds:.3g} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
 
@@ -97,12 +99,13 @@ def table(groups: list[Group]) -> str:
 
 
 def provenance(report: dict[str, Any]) -> str:
-    """One sentence: machine, versions, commit, day."""
+    """One sentence: machine, versions, load, commit, day."""
     machine, commit = report["machine_info"], report["commit_info"]
     dirty = " with uncommitted changes" if commit.get("dirty") else ""
     return (
         f"{machine['cpu']['brand_raw']}, {machine['torch']['cpu_capability']}, torch "
         f"{machine['torch']['version']}, {machine['ssd_fast']['compiler']}, "
+        f"load average {machine['conditions']['load_average']}, "
         f"commit {commit['id'][:7]}{dirty}, {report['datetime'][:10]}"
     )
 

@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import plot
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def entry(group: str, contender: str, median: float) -> dict[str, Any]:
     return {
@@ -27,6 +29,7 @@ def report(tmp_path: Path) -> Path:
             "cpu": {"brand_raw": "A CPU"},
             "torch": {"version": "2.13.0", "cpu_capability": "AVX2"},
             "ssd_fast": {"compiler": "gcc 12.2.0"},
+            "conditions": {"load_average": 0.5, "scheduler": "ordinary"},
         },
         "commit_info": {"id": "0123456789", "dirty": True},
         "datetime": "2026-01-31T12:00:00+00:00",
@@ -54,7 +57,8 @@ def test_the_table_has_a_line_a_group_and_a_column_a_contender(report: Path) -> 
 def test_the_report_says_where_it_comes_from(report: Path) -> None:
     _, content = plot.read(report)
     assert plot.provenance(content) == (
-        "A CPU, AVX2, torch 2.13.0, gcc 12.2.0, commit 0123456 with uncommitted changes, 2026-01-31"
+        "A CPU, AVX2, torch 2.13.0, gcc 12.2.0, load average 0.5, "
+        "commit 0123456 with uncommitted changes, 2026-01-31"
     )
 
 
@@ -76,6 +80,14 @@ def test_the_command_prints_the_table_and_draws_the_same_chart_twice(
     assert report.with_suffix(".svg").read_text() == drawn
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2.5, "2.5 s"), (1.0, "1 s"), (0.3841, "384 ms"), (0.00178, "1.78 ms"), (3.7e-5, "37 µs")],
+)
+def test_durations_have_three_digits_and_a_unit(seconds: float, text: str) -> None:
+    assert plot.duration(seconds) == text
+
+
 def test_titles_select_the_groups(report: Path) -> None:
     text, groups, _ = plot.figures(report, only="^det.*cold$")
     assert [group.title for group in groups] == ["detect, cold"]
@@ -85,3 +97,9 @@ def test_titles_select_the_groups(report: Path) -> None:
 def test_a_text_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="expected the markers <!-- figures -->"):
         plot.insert("table", "no markers here")
+
+
+def test_the_readme_shows_the_committed_measurements() -> None:
+    text, _, _ = plot.figures(ROOT / "benchmarks/results/cpu.json", "(B=8, C=21|flat).*cold")
+    readme = (ROOT / "README.md").read_text()
+    assert plot.insert(text, readme) == readme
