@@ -5,6 +5,7 @@ CPU csrc/cpu/multibox_loss.cpp   test tests/ops/test_multibox_loss.py
 benchmark benchmarks/bench_multibox_loss.py
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,8 +101,7 @@ def multibox_loss(
     check_number("ratio", ratio, low=0, high=torch.finfo(torch.float32).max)
     check_number("min_negatives", min_negatives, low=0)
     check_number("beta", beta, low=0)
-    box_loss, class_loss, num_positives, _ = _MultiBoxLoss.apply(
-        len(delta_levels),
+    options = (
         iou_threshold,
         low_threshold,
         strict,
@@ -112,12 +112,9 @@ def multibox_loss(
         four_variances(variances),
         background_index,
         check_choice("normalizer", normalizer, NORMALIZER),
-        priors,
-        boxes,
-        labels,
-        offsets,
-        *delta_levels,
-        *logit_levels,
+    )
+    box_loss, class_loss, num_positives, _ = _MultiBoxLoss.apply(
+        options, len(delta_levels), priors, boxes, labels, offsets, *delta_levels, *logit_levels
     )
     return box_loss, class_loss, num_positives
 
@@ -126,29 +123,37 @@ class _MultiBoxLoss(torch.autograd.Function):
     """Ties the operator to its backward; levels are spelled out because autograd sees no lists."""
 
     @staticmethod
-    def forward(levels: int, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        options, (priors, boxes, labels, offsets), maps = inputs[:10], inputs[10:14], inputs[14:]
+    def forward(
+        options: tuple[Any, ...], levels: int, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         result: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.ssd_fast.multibox_loss.default(
-            maps[:levels], maps[levels:], priors, boxes, labels, offsets, *options
+            tensors[4 : 4 + levels], tensors[4 + levels :], *tensors[:4], *options
         )
         return result
 
+    # Looked up at every call; without it `inspect` would work it out anew.
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        options, levels, *tensors = inputs
         _, _, num_positives, code = output
         ctx.mark_non_differentiable(num_positives, code)
-        ctx.levels = inputs[0]
-        ctx.options = inputs[7:11]  # beta, variances, background_index, normalizer
-        ctx.save_for_backward(*inputs[11:], code, num_positives)
+        # Or backward would be given zeros for them, as large as they are.
+        ctx.set_materialize_grads(False)
+        ctx.levels = levels
+        ctx.options = options[6:]  # beta, variances, background_index, normalizer
+        ctx.save_for_backward(*tensors, code, num_positives)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_box: Tensor, grad_class: Tensor, *_: Any) -> tuple[Any, ...]:
-        *targets_and_maps, code, num_positives = ctx.saved_tensors
-        priors, boxes, labels, offsets, *maps = targets_and_maps
+    def backward(
+        ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None, *_: Any
+    ) -> tuple[Any, ...]:
+        priors, boxes, labels, offsets, *maps, code, num_positives = ctx.saved_tensors
         grad_deltas, grad_logits = torch.ops.ssd_fast.multibox_loss_backward.default(
-            grad_box,
-            grad_class,
+            priors.new_zeros(()) if grad_box is None else grad_box,
+            priors.new_zeros(()) if grad_class is None else grad_class,
             maps[: ctx.levels],
             maps[ctx.levels :],
             priors,
@@ -159,7 +164,7 @@ class _MultiBoxLoss(torch.autograd.Function):
             num_positives,
             *ctx.options,
         )
-        return (*(None,) * 15, *grad_deltas, *grad_logits)
+        return (*(None,) * 6, *grad_deltas, *grad_logits)
 
 
 def multibox_loss_reference(
