@@ -10,16 +10,23 @@ from typing import TypeVar
 
 from torch import nn
 
+from ssd_fast.integrations.subclasses import CACHE
+
 __all__ = ["accelerate", "accelerated", "restore"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def accelerate(model: Model) -> Model:
-    """Replaces matching, loss, anchors, decoding and NMS of a torchvision SSD by our kernels.
+    """Gives a detector of torchvision our kernels.
 
-    The model keeps its inputs, outputs, state dict and attributes; thresholds and limits are read
-    at each call. Accelerating twice changes nothing. What differs from the original:
+    An SSD gets all of them: matching, loss, anchors, decoding and NMS. RetinaNet, FCOS and the
+    R-CNNs (Faster, Mask, Keypoint) get our NMS, and the R-CNNs' heads our matching; their losses
+    are other losses and stay. `accelerated` lists what was replaced. The model keeps its inputs,
+    outputs, state dict and attributes; thresholds and limits are read at each call. Accelerating
+    twice changes nothing.
+
+    What differs from the original, in SSD:
 
     * An object that overlaps no anchor claims none (torchvision gives it anchor 0).
     * Objects that share a best anchor: the last wins, on every device (torchvision on CUDA: any).
@@ -31,28 +38,37 @@ def accelerate(model: Model) -> Model:
       rows with NaN or +inf logits yield nothing.
     * Boxes, scores and losses of a half-precision model are float32.
 
+    In the others: classes and levels never touch in NMS, equal scores keep the lower index, boxes
+    and scores that are not finite are not kept, and a model in float64 is refused by the NMS.
+
     Args:
-        model: a `torchvision.models.detection.ssd.SSD`: `ssd300_vgg16`,
-            `ssdlite320_mobilenet_v3_large` or one built by hand.
+        model: an `SSD`, `RetinaNet`, `FCOS` or `GeneralizedRCNN` of torchvision, by one of its
+            builders (`ssd300_vgg16`, `ssdlite320_mobilenet_v3_large`, ...) or by hand.
 
     Returns:
         The same object.
 
     Raises:
-        TypeError: the model is no SSD of torchvision, or its class overrides a method that would
-            have to be replaced.
+        TypeError: the model is none of these, or its class overrides a method that would have to
+            be replaced.
     """
     if accelerated(model):
         return model
-    if "torchvision.models.detection.ssd" not in sys.modules:
+    if "torchvision.models.detection" not in sys.modules:
         raise TypeError(_not_supported(model))
     from torchvision.models.detection.ssd import SSD
 
-    from ssd_fast.integrations.torchvision_ssd import accelerated_class
+    from ssd_fast.integrations import torchvision_detectors, torchvision_ssd
 
-    if not isinstance(model, SSD):
+    changes: list[tuple[nn.Module, type[nn.Module]]]
+    if isinstance(model, SSD):
+        changes = [(model, torchvision_ssd.accelerated_class(type(model)))]
+    else:
+        changes = torchvision_detectors.changes(model)
+    if not changes:
         raise TypeError(_not_supported(model))
-    model.__class__ = accelerated_class(type(model))
+    for module, kind in changes:
+        module.__class__ = kind
     return model
 
 
@@ -65,10 +81,12 @@ def restore(model: Model) -> Model:
     Returns:
         The same object.
     """
-    original = getattr(type(model), "_ssd_fast_original", None)
-    if original is not None:
-        model.__class__ = original
-        model.__dict__.pop("_ssd_fast_anchors", None)
+    if accelerated(model):
+        for module in (model, *model.children()):
+            original = getattr(type(module), "_ssd_fast_original", None)
+            if original is not None:
+                module.__class__ = original
+                module.__dict__.pop(CACHE, None)
     return model
 
 
@@ -86,6 +104,7 @@ def accelerated(model: nn.Module) -> dict[str, str]:
 
 def _not_supported(model: object) -> str:
     return (
-        f"model: expected an SSD of torchvision.models.detection, got {type(model).__name__}; "
-        "any other detector can call ssd_fast.MultiBoxLoss and ssd_fast.ops"
+        "model: expected an SSD, RetinaNet, FCOS or GeneralizedRCNN of "
+        f"torchvision.models.detection, got {type(model).__name__}; any other detector can call "
+        "ssd_fast.MultiBoxLoss and ssd_fast.ops"
     )

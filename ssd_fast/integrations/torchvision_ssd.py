@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """torchvision's SSD on our kernels: the forward of 0.28, with everything but the network replaced.
 
-This is the only module that imports torchvision, and only `accelerate` imports it.
+Only `accelerate` imports this module, and only when a model of torchvision is passed.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, SSDMatcher
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD, SSDHead, SSDScoringHead
 from torchvision.models.detection.ssdlite import SSDLiteHead
 
+from ssd_fast.integrations.subclasses import CACHE, check_not_overridden, make_subclass
 from ssd_fast.ops.detect import detect
 from ssd_fast.ops.multibox_loss import multibox_loss
 from ssd_fast.targets import Targets
@@ -32,43 +33,21 @@ REPLACED = {
 
 
 # One class for each that was accelerated, so that two models of a class stay of one class.
-_classes: dict[type[SSD], type[SSD]] = {}
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def accelerated_class(original: type[SSD]) -> type[SSD]:
-    """A subclass of `original` whose forward runs on our kernels.
+def accelerated_class(original: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of `original`, an SSD, whose forward runs on our kernels.
 
     Raises:
         TypeError: `original` overrides a method that the new forward would pass by.
     """
-    if original in _classes:
-        return _classes[original]
-    for name in ("forward", "compute_loss", "postprocess_detections", "eager_outputs"):
-        if getattr(original, name) is not getattr(SSD, name):
-            raise TypeError(
-                f"model: {original.__name__} overrides {name}(), which would no longer be called; "
-                "accelerate a plain SSD, or call ssd_fast.MultiBoxLoss and ssd_fast.ops yourself"
-            )
-    members = {
-        "__doc__": f"{original.__name__} of torchvision on the kernels of ssd_fast.",
-        "__reduce_ex__": _reduce,
-        "_ssd_fast_original": original,
-        "_ssd_fast_replaced": REPLACED,
-        "forward": _forward,
-    }
-    _classes[original] = type(f"Accelerated{original.__name__}", (original,), members)
+    if original not in _classes:
+        passed_by = ("forward", "compute_loss", "postprocess_detections", "eager_outputs")
+        check_not_overridden(original, SSD, passed_by)
+        members = {"forward": _forward}
+        _classes[original] = make_subclass(original, members, REPLACED, accelerated_class)
     return _classes[original]
-
-
-def _reduce(model: SSD, protocol: int) -> tuple[Any, ...]:
-    """Pickles and copies the model by its original class: the new one exists only here."""
-    state = {k: v for k, v in model.__dict__.items() if k != "_ssd_fast_anchors"}
-    return _rebuild, (type(model)._ssd_fast_original,), state
-
-
-def _rebuild(original: type[SSD]) -> SSD:
-    model: SSD = object.__new__(accelerated_class(original))
-    return model
 
 
 def _forward(
@@ -161,11 +140,11 @@ def _anchors(model: Any, batch: ImageList, features: list[Tensor]) -> Tensor:
     grids = tuple(tuple(x.shape[-2:]) for x in features)
     size = tuple(batch.tensors.shape[-2:])
     key = (id(generator), repr(generator), grids, size, features[0].dtype, features[0].device)
-    held = model.__dict__.get("_ssd_fast_anchors")
+    held = model.__dict__.get(CACHE)
     if held is None or held[0] != key:
         with torch.no_grad():
             held = key, generator(one, features)[0].float()
-        model.__dict__["_ssd_fast_anchors"] = held
+        model.__dict__[CACHE] = held
     anchors: Tensor = held[1]
     return anchors
 

@@ -225,7 +225,7 @@ def test_refuses_what_it_cannot_replace(torchvision) -> None:
         def compute_loss(self, *args):
             return {}
 
-    with pytest.raises(TypeError, match=r"model: expected an SSD .* got Linear"):
+    with pytest.raises(TypeError, match=r"model: expected an SSD, RetinaNet, .* got Linear"):
         ssd_fast.accelerate(nn.Linear(1, 1))
     model = _small_ssd()
     model.__class__ = OwnLoss
