@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Boxes and ragged rows in Triton, operation by operation as ssd_fast/boxes.py defines them.
+
+Launch with ``enable_fp_fusion=False``: each operation rounds once, so that results are equal bit
+for bit on every device.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_box(
+    boxes_ptr,  # (n, 4) float32, contiguous
+    n,
+    ok,
+):
+    """Corners of box ``n``; of anything where a mask ``ok`` is given and does not hold."""
+    corner = boxes_ptr + n.to(tl.int64) * 4
+    x1 = tl.load(corner, ok)
+    y1 = tl.load(corner + 1, ok)
+    x2 = tl.load(corner + 2, ok)
+    y2 = tl.load(corner + 3, ok)
+    return x1, y1, x2, y2
+
+
+@triton.jit
+def box_area(x1, y1, x2, y2):
+    """``(x2 - x1) * (y2 - y1)``."""
+    return (x2 - x1) * (y2 - y1)
+
+
+@triton.jit
+def is_valid(x1, y1, x2, y2):
+    """Whether an object may match: its area is positive and finite."""
+    area = box_area(x1, y1, x2, y2)
+    return (area > 0) & (area < float("inf"))
+
+
+@triton.jit
+def box_iou(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2):
+    """Intersection over union; 0 where boxes do not overlap, NaN corners included."""
+    width = tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)
+    height = tl.minimum(ay2, by2) - tl.maximum(ay1, by1)
+    inter = width * height
+    union = box_area(ax1, ay1, ax2, ay2) + box_area(bx1, by1, bx2, by2) - inter
+    # A NaN corner makes the union NaN. `/` would be div.full, off by two units in the last place.
+    overlap = (width > 0) & (height > 0) & (inter > 0) & (union > 0)
+    return tl.where(overlap, tl.math.div_rn(inter, tl.where(overlap, union, 1.0)), 0.0)
+
+
+@triton.jit
+def image_rows(
+    offsets_ptr,  # (B + 1,) int64
+    image,
+    N,
+):
+    """First and end row of an image's objects, clamped to [0, N] whatever the offsets hold."""
+    begin = tl.load(offsets_ptr + image)
+    end = tl.load(offsets_ptr + image + 1)
+    begin = tl.minimum(tl.maximum(begin, 0), N)
+    end = tl.minimum(tl.maximum(end, 0), N)
+    return begin, end
+
+
+@triton.jit
+def is_object(
+    boxes_ptr,  # (N, 4) float32, contiguous
+    labels_ptr,  # (N,) int64, or None: any label will do
+    n,
+    C,
+    background,
+):
+    """Corners of object ``n`` and whether it may match: positive finite area, a class's label."""
+    x1, y1, x2, y2 = load_box(boxes_ptr, n, None)
+    valid = is_valid(x1, y1, x2, y2)
+    if labels_ptr is not None:
+        label = tl.load(labels_ptr + n)
+        valid = valid & (label >= 0) & (label < C) & (label != background)
+    return x1, y1, x2, y2, valid

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The heads' outputs where they lie: (B, P, K) rows or raw (B, A * K, H, W) maps, read in place.
+
+Rows are in (level, y, x, anchor) order, channel ``anchor * K + k``. A program works on a block of
+rows that are evenly spaced in memory: rows of the same anchor, or of all anchors of a
+channels_last map.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["CHANNELS", "NEITHER", "ROWS", "Level", "count_blocks", "level_views"]
+
+# Which of channels and rows are neighbours in memory, so that loads are coalesced along them.
+CHANNELS, ROWS, NEITHER = 0, 1, 2
+
+
+class Level(NamedTuple):
+    """One level. Strides count elements; the gradients have those of the inputs."""
+
+    logits: Tensor
+    deltas: Tensor
+    grad_logits: Tensor | None
+    grad_deltas: Tensor | None
+    groups: int  # row r of group g is prior r * groups + g of the level
+    rows: int
+    logit_image: int
+    logit_group: int
+    logit_row: int
+    logit_channel: int
+    anchors: int  # cell i, anchor a is prior i * anchors + a of the level
+    delta_image: int
+    delta_anchor: int
+    delta_cell: int
+    delta_channel: int
+
+
+def level_views(
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    grad_deltas: list[Tensor] | None = None,
+    grad_logits: list[Tensor] | None = None,
+) -> tuple[tuple[Level, ...], int]:
+    """Describes the levels, and which dimension is dense in memory in all of them.
+
+    Maps whose cells are not evenly spaced are copied; contiguous and channels_last ones never are.
+    With gradients given, inputs that are not laid out like them are copied too.
+    """
+    views = []
+    for i, (delta, logit) in enumerate(zip(deltas, logits, strict=True)):
+        grad_delta = None if grad_deltas is None else grad_deltas[i]
+        grad_logit = None if grad_logits is None else grad_logits[i]
+        anchors = delta.size(1) // 4 if delta.dim() == 4 else 1
+        cells = delta.size(1) if delta.dim() == 3 else delta.size(2) * delta.size(3)
+        logit_view = _strides(_like(logit, grad_logit), anchors)
+        delta_view = _strides(_like(delta, grad_delta), anchors)
+        views.append((grad_logit, grad_delta, anchors, cells, logit_view, delta_view))
+    inner = NEITHER
+    if all(logit.channel == 1 for *_, logit, _ in views):
+        inner = CHANNELS
+    elif all(cells == 1 or logit.cell == 1 for *_, cells, logit, _ in views):
+        inner = ROWS
+    levels = []
+    for grad_logit, grad_delta, anchors, cells, logit, delta in views:
+        groups, rows, row = anchors, cells, logit.cell
+        if logit.cell == anchors * logit.anchor or (cells == 1 and inner == CHANNELS):
+            groups, rows, row = 1, cells * anchors, logit.anchor  # all rows are evenly spaced
+        tensors = (logit.tensor, delta.tensor, grad_logit, grad_delta)
+        place = (groups, rows, logit.image, logit.anchor, row, logit.channel)
+        levels.append(Level(*tensors, *place, anchors, *delta[1:]))
+    return tuple(levels), inner
+
+
+def count_blocks(levels: tuple[Level, ...], block: int) -> int:
+    """Programs an image needs when each takes ``block`` rows of one group of one level."""
+    return sum(level.groups * triton.cdiv(level.rows, block) for level in levels)
+
+
+class _Strides(NamedTuple):
+    """A map or rows, and its strides."""
+
+    tensor: Tensor
+    image: int
+    anchor: int
+    cell: int
+    channel: int
+
+
+def _like(x: Tensor, gradient: Tensor | None) -> Tensor:
+    """The tensor itself, or a copy that is laid out like its gradient."""
+    return (
+        x
+        if gradient is None or x.stride() == gradient.stride()
+        else torch.empty_like(gradient).copy_(x)
+    )
+
+
+def _strides(x: Tensor, anchors: int) -> _Strides:
+    """Strides of a map or rows; of a copy where its cells are not evenly spaced."""
+    span = sum(
+        (size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)
+    )
+    if span >= 1 << 31:  # kernels count the elements within an image in 32 bits
+        x = x.contiguous()
+    if x.dim() == 3:
+        return _Strides(x, x.stride(0), x.size(2) * x.stride(2), x.stride(1), x.stride(2))
+    height, width = x.shape[2:]
+    if height > 1 and width > 1 and x.stride(2) != width * x.stride(3):
+        x = x.contiguous()
+    cell = x.stride(3) if width > 1 else x.stride(2)
+    return _Strides(x, x.stride(0), x.size(1) // anchors * x.stride(1), cell, x.stride(1))
+
+
+@triton.jit
+def pick(
+    levels,
+    level,
+    FIELD: tl.constexpr,
+):
+    """The pointer of one level."""
+    pointer = levels[0][FIELD]
+    for i in tl.static_range(1, len(levels)):
+        if level == i:
+            pointer = levels[i][FIELD]
+    return pointer
+
+
+@triton.jit
+def locate(
+    image,
+    block,  # of the image, over all levels
+    levels,
+    BLOCK_R: tl.constexpr,
+    INNER: tl.constexpr,
+):
+    """Where the rows of one block lie.
+
+    Returns:
+        The level; each row's prior and whether the row exists; for logits and deltas the elements
+        from the level's pointer to the block (int64), from there to each row, and the stride over
+        the channels.
+    """
+    zero = block * 0
+    wide = image * 0
+    level = zero
+    first = zero
+    start = zero
+    end = zero
+    groups = zero + 1
+    rows = zero
+    logit_image, logit_group, logit_row, logit_channel = wide, zero, zero, zero
+    anchors = zero + 1
+    delta_image, delta_anchor, delta_cell, delta_channel = wide, zero, zero, zero
+    skipped = zero
+    for i in tl.static_range(len(levels)):
+        if block >= end:
+            level = zero + i
+            first = zero + skipped
+            start = zero + end
+            groups = zero + levels[i].groups
+            rows = zero + levels[i].rows
+            logit_image = wide + levels[i].logit_image
+            logit_group = zero + levels[i].logit_group
+            logit_row = zero + levels[i].logit_row
+            logit_channel = zero + levels[i].logit_channel
+            anchors = zero + levels[i].anchors
+            delta_image = wide + levels[i].delta_image
+            delta_anchor = zero + levels[i].delta_anchor
+            delta_cell = zero + levels[i].delta_cell
+            delta_channel = zero + levels[i].delta_channel
+        end += levels[i].groups * tl.cdiv(levels[i].rows, BLOCK_R)
+        skipped += levels[i].groups * levels[i].rows
+    blocks = tl.cdiv(rows, BLOCK_R)
+    group = (block - start) // blocks
+    begin = (block - start) % blocks * BLOCK_R
+    r = tl.arange(0, BLOCK_R)
+    logit_base = image * logit_image + (wide + group) * logit_group + (wide + begin) * logit_row
+    logit_offset = r
+    if INNER != 1:
+        logit_offset = r * logit_row
+    index = (begin + r) * groups + group
+    delta_offset = index // anchors * delta_cell + index % anchors * delta_anchor
+    return (
+        level,
+        first + index,
+        begin + r < rows,
+        logit_base,
+        logit_offset,
+        logit_channel,
+        image * delta_image,
+        delta_offset,
+        delta_channel,
+    )

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Triton kernels of ssd_fast::multibox_loss. Contract: ssd_fast/ops/multibox_loss.py.
+
+Match (two launches), one pass over the logits, selection, and the sum over the images. Every sum
+has a fixed order, so repeated runs are equal bit for bit.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssd_fast.kernels.elementary import exp, log, log1p
+from ssd_fast.kernels.geometry import image_rows
+from ssd_fast.kernels.levels import count_blocks, level_views, locate, pick
+from ssd_fast.kernels.loss_rows import (
+    DELTAS,
+    IMAGES,
+    LOGITS,
+    ROWS_PER_PROGRAM,
+    batch_positives,
+    class_block,
+    count_classes,
+    residuals,
+    sum_exponentials,
+)
+from ssd_fast.kernels.match import launch_match
+from ssd_fast.kernels.selection import (
+    candidate_order,
+    count_matches,
+    kth_largest,
+    negatives_wanted,
+    selection_blocks,
+    take,
+)
+
+__all__ = ["launch_multibox_loss"]
+
+
+@triton.jit
+def _rows_kernel(
+    levels,
+    priors_ptr,  # (P, 4) float32, contiguous
+    boxes_ptr,  # (N, 4) float32, contiguous
+    labels_ptr,  # (N,) int64, contiguous
+    offsets_ptr,  # (B + 1,) int64, contiguous
+    code_ptr,  # (B, P) int32, as matched
+    key_ptr,  # (B, P) float32, out
+    box_ptr,  # (B, BLOCKS) float32, out: smooth-L1 of the block's positives
+    P,
+    N,
+    BLOCKS,
+    background,
+    beta,
+    vx,
+    vy,
+    vw,
+    vh,
+    C: tl.constexpr,
+    INNER: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The pass over the logits: one block of rows of one image.
+
+    Into ``key`` goes the cross-entropy of a positive, and of another row the mining key; where that
+    overflows, minus the row's background loss, so that selection finds both.
+    """
+    image = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    block = tl.program_id(0) % BLOCKS
+    level, p, ok, base, offset, channel, delta_base, delta_offset, delta_channel = locate(
+        image, block, levels, BLOCK_R, INNER
+    )
+    begin, _ = image_rows(offsets_ptr, image, N)
+    code_ptr += image * P
+    code = tl.load(code_ptr + p, ok, other=-2)
+    positive = code >= 0
+    n = begin + code
+    target = tl.load(labels_ptr + n, positive, other=background).to(tl.int32)
+
+    logits_ptr = pick(levels, level, LOGITS) + base
+    x = tl.load(logits_ptr + offset + target * channel, ok, other=0.0).to(tl.float32)
+    others, shift = sum_exponentials(
+        logits_ptr, offset, channel, x, target, ok, C, INNER, BLOCK_R, BLOCK_C
+    )
+    shifted = shift > 0.0
+    loss = tl.where(shifted, shift + log(others + exp(-shift)), log1p(others))
+    value = tl.where(positive, loss, tl.where(shifted, -loss, others))
+    key_ptr += image * P
+    tl.store(key_ptr + p, value, ok)
+
+    box_loss = tl.zeros((), tl.float32)
+    if tl.max(code, axis=0) >= 0:
+        deltas_ptr = pick(levels, level, DELTAS) + delta_base
+        residual = residuals(
+            deltas_ptr, delta_offset, delta_channel, boxes_ptr, priors_ptr, n, p, positive,
+            vx, vy, vw, vh,
+        )  # fmt: skip
+        size = tl.abs(residual)
+        smooth = tl.where(size < beta, 0.5 * residual * residual / beta, size - 0.5 * beta)
+        box_loss = tl.sum(tl.sum(tl.where(positive[:, None], smooth, 0.0), axis=1), axis=0)
+    tl.store(box_ptr + image * BLOCKS + block, box_loss)
+
+
+@triton.jit
+def _select_kernel(
+    code_ptr,  # (B, P) int32, in and out
+    key_ptr,  # (B, P) float32
+    box_ptr,  # (B, BLOCKS) float32
+    image_loss_ptr,  # (B, 2) float32, out: box and class loss
+    num_positives_ptr,  # (B,) int64, out
+    P,
+    BLOCKS,
+    ratio,
+    min_negatives,
+    BLOCK_P: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    STREAM: tl.constexpr,
+):
+    """One image: mine the hardest negatives, mark them in ``code``, sum the losses."""
+    image = tl.program_id(0).to(tl.int64)
+    code_ptr += image * P
+    key_ptr += image * P
+    box_ptr += image * BLOCKS
+    positives, candidates = count_matches(code_ptr, P, BLOCK_S)
+    k = negatives_wanted(positives, candidates, ratio, min_negatives)
+    threshold, above = kth_largest(key_ptr, code_ptr, k, P, BLOCK_P, STREAM)
+    ties = k - above
+    sums = tl.zeros((BLOCK_S,), tl.float32)
+    first = P * 0
+    while first < P:
+        p = first + tl.arange(0, BLOCK_S)
+        order = candidate_order(key_ptr, code_ptr, p, P)
+        chosen, ties = take(order, threshold, ties)
+        key = tl.load(key_ptr + p, p < P, other=0.0)
+        code = tl.load(code_ptr + p, p < P, other=-2)
+        sums += tl.where(code >= 0, key, 0.0)
+        sums += tl.where(chosen, tl.where(key < 0, -key, log1p(key)), 0.0)
+        tl.store(code_ptr + p, -3, (p < P) & chosen)
+        first += BLOCK_S
+    box_sums = tl.zeros((BLOCK_S,), tl.float32)
+    first = P * 0
+    while first < BLOCKS:
+        s = first + tl.arange(0, BLOCK_S)
+        box_sums += tl.load(box_ptr + s, s < BLOCKS, other=0.0)
+        first += BLOCK_S
+    tl.store(image_loss_ptr + 2 * image, tl.sum(box_sums, axis=0))
+    tl.store(image_loss_ptr + 2 * image + 1, tl.sum(sums, axis=0))
+    tl.store(num_positives_ptr + image, positives.to(tl.int64))
+
+
+@triton.jit
+def _sum_kernel(
+    image_loss_ptr,  # (B, 2) float32
+    num_positives_ptr,  # (B,) int64
+    box_loss_ptr,  # () float32, out
+    class_loss_ptr,  # () float32, out
+    B,
+    NORMALIZER: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """The losses of the batch: one program, in float64."""
+    box = tl.zeros((BLOCK_B,), tl.float64)
+    classes = tl.zeros((BLOCK_B,), tl.float64)
+    first = B * 0
+    while first < B:
+        b = first + tl.arange(0, BLOCK_B)
+        weight = tl.full((BLOCK_B,), 1.0, tl.float64)
+        if NORMALIZER == 1:
+            positives = tl.load(num_positives_ptr + b, b < B, other=1)
+            weight = 1.0 / tl.maximum(positives, 1).to(tl.float64)
+        box += weight * tl.load(image_loss_ptr + 2 * b, b < B, other=0.0).to(tl.float64)
+        classes += weight * tl.load(image_loss_ptr + 2 * b + 1, b < B, other=0.0).to(tl.float64)
+        first += BLOCK_B
+    divisor = tl.full((), 1, tl.int64)
+    if NORMALIZER == 0:
+        divisor = batch_positives(num_positives_ptr, B, BLOCK_B)
+    if NORMALIZER == 1:
+        divisor = divisor * B
+    tl.store(box_loss_ptr, (tl.sum(box, axis=0) / divisor.to(tl.float64)).to(tl.float32))
+    tl.store(class_loss_ptr, (tl.sum(classes, axis=0) / divisor.to(tl.float64)).to(tl.float32))
+
+
+def launch_multibox_loss(
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    priors: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    iou_threshold: float,
+    low_threshold: float | None,
+    strict: bool,
+    assign: int,
+    ratio: float,
+    min_negatives: int,
+    beta: float,
+    variances: Sequence[float],
+    background_index: int,
+    normalizer: int,
+    block: int | None = None,
+    selection_block: int | None = None,
+    match_block: int = 256,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses, positives and codes: five launches, six with bipartite claims.
+
+    Args and results are those of ``ssd_fast::multibox_loss``; ``block``, ``selection_block`` and
+    ``match_block`` are rows a program.
+    """
+    levels, inner = level_views(deltas, logits)
+    B, P = deltas[0].size(0), priors.size(0)
+    C = count_classes(deltas, logits)
+    box_loss, class_loss = priors.new_empty(()), priors.new_empty(())
+    if B == 0 or P == 0:
+        zero = priors.new_zeros((B,), dtype=torch.int64)
+        return box_loss.zero_(), class_loss.zero_(), zero, zero.new_empty((B, P), dtype=torch.int32)
+    priors, boxes, labels, offsets = (x.contiguous() for x in (priors, boxes, labels, offsets))
+    code = launch_match(
+        priors, boxes, offsets, iou_threshold, low_threshold, strict, assign,
+        labels, C, background_index, match_block,
+    )  # fmt: skip
+    block = block or ROWS_PER_PROGRAM[inner]
+    blocks = count_blocks(levels, block)
+    key, box_sums = priors.new_empty((B, P)), priors.new_empty((B, blocks))
+    _rows_kernel[(B * blocks,)](
+        levels,
+        priors,
+        boxes,
+        labels,
+        offsets,
+        code,
+        key,
+        box_sums,
+        P,
+        boxes.size(0),
+        blocks,
+        background_index,
+        float(beta),
+        *map(float, variances),
+        C=C,
+        INNER=inner,
+        BLOCK_R=block,
+        BLOCK_C=class_block(C),
+        enable_fp_fusion=True,
+    )
+    num_positives = priors.new_empty((B,), dtype=torch.int64)
+    image_loss = priors.new_empty((B, 2))
+    _select_kernel[(B,)](
+        code,
+        key,
+        box_sums,
+        image_loss,
+        num_positives,
+        P,
+        blocks,
+        float(ratio),
+        min(min_negatives, P),
+        **selection_blocks(P, selection_block),
+        enable_fp_fusion=True,
+    )
+    _sum_kernel[(1,)](
+        image_loss,
+        num_positives,
+        box_loss,
+        class_loss,
+        B,
+        NORMALIZER=normalizer,
+        BLOCK_B=IMAGES,
+        enable_fp_fusion=True,
+    )
+    return box_loss, class_loss, num_positives, code

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Triton kernel of ssd_fast::multibox_loss_backward. Contract: ssd_fast/ops/multibox_loss.py.
+
+One launch writes each row of the gradients once: zeros, or recomputed from the row's code.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssd_fast.kernels.elementary import exp
+from ssd_fast.kernels.geometry import image_rows
+from ssd_fast.kernels.levels import count_blocks, level_views, locate, pick
+from ssd_fast.kernels.loss_rows import (
+    DELTAS,
+    GRAD_DELTAS,
+    GRAD_LOGITS,
+    IMAGES,
+    LOGITS,
+    ROWS_PER_PROGRAM,
+    batch_positives,
+    class_block,
+    count_classes,
+    load_differences,
+    residuals,
+    sum_exponentials,
+)
+
+__all__ = ["launch_multibox_loss_backward"]
+
+
+@triton.jit
+def _backward_kernel(
+    levels,
+    grad_box_ptr,  # () float32
+    grad_class_ptr,  # () float32
+    priors_ptr,  # (P, 4) float32, contiguous
+    boxes_ptr,  # (N, 4) float32, contiguous
+    labels_ptr,  # (N,) int64, contiguous
+    offsets_ptr,  # (B + 1,) int64, contiguous
+    code_ptr,  # (B, P) int32, contiguous
+    num_positives_ptr,  # (B,) int64, contiguous
+    P,
+    N,
+    B,
+    BLOCKS,
+    background,
+    beta,
+    vx,
+    vy,
+    vw,
+    vh,
+    C: tl.constexpr,
+    INNER: tl.constexpr,
+    NORMALIZER: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """Writes the gradients of one block of rows of one image; reads only the selected rows."""
+    image = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    block = tl.program_id(0) % BLOCKS
+    level, p, ok, base, offset, channel, delta_base, delta_offset, delta_channel = locate(
+        image, block, levels, BLOCK_R, INNER
+    )
+    begin, end = image_rows(offsets_ptr, image, N)
+    code_ptr += image * P
+    code = tl.load(code_ptr + p, ok, other=-2)
+    n = begin + code
+    # A code that fits no object, which only targets changed since can give, is passed over.
+    positive = (code >= 0) & (n < end)
+    label = tl.load(labels_ptr + n, positive, other=0)
+    positive = positive & (label >= 0) & (label < C)
+    selected = positive | (code == -3)
+    target = tl.where(positive, label, background).to(tl.int32)
+    grad_logits_ptr = pick(levels, level, GRAD_LOGITS) + base
+    grad_deltas_ptr = pick(levels, level, GRAD_DELTAS) + delta_base
+    delta_pointers = (
+        grad_deltas_ptr + delta_offset[:, None] + tl.arange(0, 4)[None, :] * delta_channel
+    )
+
+    if tl.max(selected.to(tl.int32), axis=0) == 0:
+        tl.store(delta_pointers, tl.zeros((BLOCK_R, 4), tl.float32), ok[:, None])
+        for first in range(0, C, BLOCK_C):
+            c = first + tl.arange(0, BLOCK_C)
+            if INNER == 0:
+                pointers = grad_logits_ptr + offset[:, None] + c[None, :]
+            else:
+                pointers = grad_logits_ptr + offset[:, None] + c[None, :] * channel
+            zero = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+            tl.store(pointers, zero, ok[:, None] & (c < C)[None, :])
+    else:
+        divisor = tl.full((), 1, tl.int64)
+        if NORMALIZER == 0:
+            divisor = batch_positives(num_positives_ptr, B, BLOCK_B)
+        if NORMALIZER == 1:
+            divisor = tl.maximum(tl.load(num_positives_ptr + image), 1) * B
+        box_scale = tl.load(grad_box_ptr) / divisor.to(tl.float32)
+        class_scale = tl.load(grad_class_ptr) / divisor.to(tl.float32)
+
+        deltas_ptr = pick(levels, level, DELTAS) + delta_base
+        residual = residuals(
+            deltas_ptr, delta_offset, delta_channel, boxes_ptr, priors_ptr, n, p, positive,
+            vx, vy, vw, vh,
+        )  # fmt: skip
+        sign = tl.where(residual > 0, 1.0, 0.0) - tl.where(residual < 0, 1.0, 0.0)
+        slope = tl.where(tl.abs(residual) < beta, residual / beta, sign)
+        slope = tl.where(residual == residual, slope, residual)  # NaN stays NaN
+        slope = tl.where(positive[:, None], slope * box_scale, 0.0)
+        tl.store(delta_pointers, slope, ok[:, None])
+
+        logits_ptr = pick(levels, level, LOGITS) + base
+        x = tl.load(logits_ptr + offset + target * channel, selected, other=0.0).to(tl.float32)
+        others, shift = sum_exponentials(
+            logits_ptr, offset, channel, x, target, selected, C, INNER, BLOCK_R, BLOCK_C
+        )
+        factor = class_scale / (others + exp(-shift))
+        for first in range(0, C, BLOCK_C):
+            c = first + tl.arange(0, BLOCK_C)
+            difference = load_differences(
+                logits_ptr, offset, channel, x, target, selected, first, C, INNER, BLOCK_C
+            )
+            ratio = exp(difference - shift[:, None])
+            # softmax - one_hot, with the target's entry from the others: 1 - p would cancel.
+            ratio = tl.where(c[None, :] == target[:, None], -others[:, None], ratio)
+            gradient = tl.where(selected[:, None], ratio * factor[:, None], 0.0)
+            if INNER == 0:
+                pointers = grad_logits_ptr + offset[:, None] + c[None, :]
+            else:
+                pointers = grad_logits_ptr + offset[:, None] + c[None, :] * channel
+            tl.store(pointers, gradient, ok[:, None] & (c < C)[None, :])
+
+
+def launch_multibox_loss_backward(
+    grad_box_loss: Tensor,
+    grad_class_loss: Tensor,
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    priors: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    code: Tensor,
+    num_positives: Tensor,
+    beta: float,
+    variances: Sequence[float],
+    background_index: int,
+    normalizer: int,
+    block: int | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of the levels: one launch.
+
+    Args and results are those of ``ssd_fast::multibox_loss_backward``; ``block`` is rows a program.
+    """
+    grad_deltas = [torch.empty_like(x) for x in deltas]
+    grad_logits = [torch.empty_like(x) for x in logits]
+    B, P, C = deltas[0].size(0), priors.size(0), count_classes(deltas, logits)
+    if B == 0 or P == 0:
+        return grad_deltas, grad_logits
+    levels, inner = level_views(deltas, logits, grad_deltas, grad_logits)
+    block = block or ROWS_PER_PROGRAM[inner]
+    blocks = count_blocks(levels, block)
+    _backward_kernel[(B * blocks,)](
+        levels,
+        grad_box_loss,
+        grad_class_loss,
+        priors.contiguous(),
+        boxes.contiguous(),
+        labels.contiguous(),
+        offsets.contiguous(),
+        code.contiguous(),
+        num_positives.contiguous(),
+        P,
+        boxes.size(0),
+        B,
+        blocks,
+        background_index,
+        float(beta),
+        *map(float, variances),
+        C=C,
+        INNER=inner,
+        NORMALIZER=normalizer,
+        BLOCK_R=block,
+        BLOCK_C=class_block(C),
+        BLOCK_B=IMAGES,
+        enable_fp_fusion=True,
+    )
+    return grad_deltas, grad_logits
