@@ -36,12 +36,12 @@ def _mine_kernel(
     match_ptr += row
     positives, candidates = count_matches(match_ptr, P, BLOCK_S)
     k = negatives_wanted(positives, candidates, ratio, min_negatives)
-    threshold, above = kth_largest(loss_ptr, match_ptr, k, P, BLOCK_P, STREAM)
+    threshold, above = kth_largest(loss_ptr, match_ptr, k, P, BLOCK_P, STREAM, False)
     ties = k - above
     first = P * 0
     while first < P:
         p = first + tl.arange(0, BLOCK_S)
-        order = candidate_order(loss_ptr, match_ptr, p, P)
+        order = candidate_order(loss_ptr, match_ptr, p, P, False)
         chosen, ties = take(order, threshold, ties)
         tl.store(selected_ptr + row + p, chosen.to(tl.uint8), p < P)
         first += BLOCK_S

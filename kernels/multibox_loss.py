@@ -126,13 +126,13 @@ def _select_kernel(
     box_ptr += image * BLOCKS
     positives, candidates = count_matches(code_ptr, P, BLOCK_S)
     k = negatives_wanted(positives, candidates, ratio, min_negatives)
-    threshold, above = kth_largest(key_ptr, code_ptr, k, P, BLOCK_P, STREAM)
+    threshold, above = kth_largest(key_ptr, code_ptr, k, P, BLOCK_P, STREAM, True)
     ties = k - above
     sums = tl.zeros((BLOCK_S,), tl.float32)
     first = P * 0
     while first < P:
         p = first + tl.arange(0, BLOCK_S)
-        order = candidate_order(key_ptr, code_ptr, p, P)
+        order = candidate_order(key_ptr, code_ptr, p, P, True)
         chosen, ties = take(order, threshold, ties)
         key = tl.load(key_ptr + p, p < P, other=0.0)
         code = tl.load(code_ptr + p, p < P, other=-2)

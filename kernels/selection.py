@@ -16,12 +16,16 @@ def candidate_order(
     match_ptr,  # (P,) int32
     p,
     P,
+    OVERFLOW: tl.constexpr,
 ):
     """uint32 that orders the candidates of an image: -0.0 equals 0.0, NaN is largest.
 
-    0, below them all, for priors that are no candidates.
+    0, below them all, for priors that are no candidates. With OVERFLOW a loss below 0 stands for
+    one of +inf.
     """
     loss = tl.load(loss_ptr + p, p < P, other=0.0)
+    if OVERFLOW:
+        loss = tl.where(loss < 0.0, float("inf"), loss)
     match = tl.load(match_ptr + p, p < P, other=0)
     bits = tl.where(loss == 0.0, 0.0, loss).to(tl.int32, bitcast=True)
     signed = bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -40,9 +44,10 @@ def packed_counts(order, low, middle, high):
 @triton.jit
 def negatives_wanted(positives, candidates, ratio, min_negatives):
     """``ceil(float32(ratio) * float32(positives))``, at least the minimum, at most all."""
-    share = tl.ceil(ratio * positives.to(tl.float32))
     # Compared as floats first: the share may be beyond every integer.
-    share = tl.minimum(share, candidates.to(tl.float32)).to(tl.int32)
+    share = tl.minimum(ratio * positives.to(tl.float32), candidates.to(tl.float32))
+    whole = share.to(tl.int32)
+    share = whole + (whole.to(tl.float32) < share).to(tl.int32)  # tl.ceil flushes tiny shares to 0
     return tl.minimum(tl.maximum(share, min_negatives), candidates)
 
 
@@ -73,12 +78,13 @@ def kth_largest(
     P,
     BLOCK_P: tl.constexpr,
     STREAM: tl.constexpr,
+    OVERFLOW: tl.constexpr,
 ):
     """Order of the k-th largest candidate, and how many candidates lie above it.
 
     For k = 0 the largest order there is, and nothing above.
     """
-    order = candidate_order(loss_ptr, match_ptr, tl.arange(0, BLOCK_P), P)
+    order = candidate_order(loss_ptr, match_ptr, tl.arange(0, BLOCK_P), P, OVERFLOW)
     prefix = tl.full((), 0, tl.uint32)
     step = tl.full((), 1 << 30, tl.uint32)
     above = k * 0
@@ -92,7 +98,7 @@ def kth_largest(
             first = P * 0
             while first < P:
                 p = first + tl.arange(0, BLOCK_P)
-                block = candidate_order(loss_ptr, match_ptr, p, P)
+                block = candidate_order(loss_ptr, match_ptr, p, P, OVERFLOW)
                 sums += packed_counts(block, low, middle, high)
                 first += BLOCK_P
             counts = tl.sum(sums, axis=0)
@@ -134,7 +140,7 @@ def selection_blocks(P: int, block: int | None = None) -> dict[str, int | bool]:
     warps = min(16, max(4, block // 512))
     return {
         "BLOCK_P": block,
-        "BLOCK_S": min(block, 128 * warps),
+        "BLOCK_S": min(block, 64 * warps),
         "STREAM": block < P,
         "num_warps": warps,
     }

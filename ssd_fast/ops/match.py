@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """match: the object that each prior answers for.
 
-CPU csrc/cpu/match.cpp   test tests/ops/test_match.py   benchmark benchmarks/bench_match.py
+CPU csrc/cpu/match.cpp   GPU kernels/match.py
+test tests/ops/test_match.py   benchmark benchmarks/bench_match.py
 """
 
 import torch
@@ -139,4 +140,5 @@ register(
     "bool strict, int assign) -> Tensor",
     reference=_reference,
     fake=_fake,
+    cuda="match.launch_match",
 )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """mine: the hardest negatives of each image.
 
-CPU csrc/cpu/mine.cpp   test tests/ops/test_mine.py   benchmark benchmarks/bench_mine.py
+CPU csrc/cpu/mine.cpp   GPU kernels/mine.py
+test tests/ops/test_mine.py   benchmark benchmarks/bench_mine.py
 """
 
 import torch
@@ -64,4 +65,5 @@ register(
     "(Tensor loss, Tensor match, float ratio, int min_negatives) -> Tensor",
     reference=_reference,
     fake=_fake,
+    cuda="mine.launch_mine",
 )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """multibox_loss: SSD's training loss and its gradient, from raw head outputs and ragged targets.
 
-CPU csrc/cpu/multibox_loss.cpp   test tests/ops/test_multibox_loss.py
-benchmark benchmarks/bench_multibox_loss.py
+CPU csrc/cpu/multibox_loss.cpp   GPU kernels/multibox_loss.py
+test tests/ops/test_multibox_loss.py   benchmark benchmarks/bench_multibox_loss.py
 """
 
 import inspect
@@ -366,6 +366,7 @@ register(
     "int normalizer) -> (Tensor box_loss, Tensor class_loss, Tensor num_positives, Tensor code)",
     reference=_forward_reference,
     fake=_fake,
+    cuda="multibox_loss.launch_multibox_loss",
 )
 register(
     "multibox_loss_backward",
@@ -375,4 +376,5 @@ register(
     "int normalizer) -> (Tensor[] grad_deltas, Tensor[] grad_logits)",
     reference=_backward_reference,
     fake=_backward_fake,
+    cuda="multibox_loss_backward.launch_multibox_loss_backward",
 )

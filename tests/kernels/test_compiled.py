@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every kernel compiles ahead of time, as its launcher launches it, for each architecture.
+
+The launchers run on CPU tensors with launches recorded instead of made: signatures, options and
+counts are those of the real code. What the compiled code computes is tested elsewhere.
+"""
+
+import itertools
+import math
+import os
+import re
+import subprocess
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="needs Triton")
+
+import triton
+
+from ssd_fast.kernels.match import launch_match
+from ssd_fast.kernels.mine import launch_mine
+from ssd_fast.kernels.multibox_loss import launch_multibox_loss
+from ssd_fast.kernels.multibox_loss_backward import launch_multibox_loss_backward
+
+ARCHITECTURES = (80, 90, 100)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Kernels whose integer results are equal on every device: one rounding an operation.
+EXACT = {"_claim_kernel", "_bipartite_kernel", "_match_kernel", "_mine_kernel"}
+SSD300 = [(4, 38, 38), (6, 19, 19), (6, 10, 10), (6, 5, 5), (4, 3, 3), (4, 1, 1)]
+P = 8732
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
+
+
+class Launch(NamedTuple):
+    """One launch as recorded."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+    programs: int
+
+
+@pytest.fixture
+def launches(monkeypatch) -> list[Launch]:
+    """What is launched from here on, instead of running it."""
+    recorded: list[Launch] = []
+
+    def run(kernel, *arguments, grid, warmup, **options):
+        named = dict(zip(kernel.arg_names, arguments, strict=False))
+        named |= {name: options.pop(name) for name in kernel.arg_names if name in options}
+        recorded.append(Launch(kernel, named, options, math.prod(grid)))
+
+    monkeypatch.setattr(triton.runtime.JITFunction, "run", run)
+    return recorded
+
+
+def _inputs(dtype=torch.float32, C=21, B=2, N=8, layout=torch.channels_last) -> tuple[Any, ...]:
+    """Deltas, logits and targets of SSD300's six levels."""
+    maps = [
+        [torch.zeros(B, a * k, h, w, dtype=dtype).contiguous(memory_format=layout)
+         for a, h, w in SSD300]
+        for k in (4, C)
+    ]  # fmt: skip
+    labels, offsets = torch.zeros(N, dtype=torch.int64), torch.zeros(B + 1, dtype=torch.int64)
+    return *maps, torch.zeros(P, 4), torch.zeros(N, 4), labels, offsets
+
+
+def _step(inputs: tuple[Any, ...], assign: int = 0) -> None:
+    """A training step: match, loss, gradients."""
+    options = (0.5, None, False, assign, 3.0, 0, 1.0, (0.1, 0.1, 0.2, 0.2), 0, 0)
+    *losses, positives, code = launch_multibox_loss(*inputs, *options)
+    launch_multibox_loss_backward(*losses, *inputs, code, positives, *options[6:])
+
+
+def _all_launches(launches: list[Launch]) -> list[tuple[str, Launch]]:
+    """Each kernel once for every dtype that it is compiled for."""
+    found = {}
+
+    def keep(label: str) -> None:
+        for launch in launches:
+            found.setdefault((launch.kernel.__name__, label), launch)
+        launches.clear()
+
+    launch_match(torch.zeros(P, 4), torch.zeros(8, 4), torch.zeros(3).long(), 0.5, None, False, 1)
+    loss = torch.zeros(2, P)
+    launch_mine(loss, loss.int(), 3.0, 0)
+    keep("float32")
+    launch_mine(torch.zeros(2, 24564), torch.zeros(2, 24564).int(), 3.0, 0)
+    keep("streamed")
+    for dtype in DTYPES:
+        _step(_inputs(dtype))
+        levels = [launch for launch in launches if "levels" in launch.arguments]
+        launches[:] = levels if dtype != torch.float32 else launches
+        keep(str(dtype).removeprefix("torch."))
+    _step(_inputs(layout=torch.contiguous_format, C=81))
+    launches[:] = [launch for launch in launches if "levels" in launch.arguments]
+    keep("contiguous")
+    return [(label, launch) for (_, label), launch in found.items()]
+
+
+def test_every_kernel_compiles_without_spills(launches) -> None:
+    """No spills, at most 99 KiB of shared memory; prints what each needs."""
+    warnings.simplefilter("ignore")
+    jobs = [
+        (architecture, label, launch)
+        for label, launch in _all_launches(launches)
+        for architecture in ARCHITECTURES
+        if architecture == 90 or label not in ("streamed", "contiguous")
+    ]
+    assert {launch.kernel.__name__ for _, _, launch in jobs} == _kernels()
+    started = time.perf_counter()
+    with ProcessPoolExecutor(
+        min(2, os.cpu_count() or 1), initializer=os.nice, initargs=(5,)
+    ) as pool:
+        reports = list(pool.map(_compile_job, [_as_job(*job) for job in jobs]))
+    print(f"\n{len(jobs)} compiled in {time.perf_counter() - started:.0f} s")
+    print(f"{'kernel':22}{'':12}{'sm':>4}{'registers':>11}{'spills':>8}{'shared':>8}")
+    for (architecture, label, launch), (report, ptx) in zip(jobs, reports, strict=True):
+        name = launch.kernel.__name__
+        registers, stack, shared, local = report
+        print(f"{name:22}{label:12}{architecture:4}{registers:11}{stack + local:8}{shared:8}")
+        assert stack == local == 0, f"{name} {label} spills on sm_{architecture}"
+        assert shared <= 99 * 1024
+        if name in EXACT:
+            inexact = re.findall(r"\b(fma\.\S+|div\.full\S*|\S+\.approx\S*|\S+\.ftz\S*f32)", ptx)
+            assert not inexact, f"{name} on sm_{architecture}: {inexact}"
+
+
+@pytest.mark.parametrize(("assign", "expected"), [(0, 6), (1, 7), (2, 5)])
+def test_training_step_launches(launches, assign, expected) -> None:
+    """Forward and backward: at most six launches, one more for bipartite claims."""
+    inputs = _inputs()
+    with _count_fills() as fills:
+        _step(inputs, assign)
+    assert len(launches) == expected
+    assert fills == []
+
+
+@pytest.mark.parametrize("C", [21, 81])
+def test_training_step_bytes(launches, C) -> None:
+    """What the kernels are given is the inputs, the gradients, and 12 bytes a prior at most."""
+    B = 4
+    _step(_inputs(C=C, B=B))
+    tensors = {
+        tensor.data_ptr(): tensor
+        for launch in launches
+        for tensor in _tensors(launch.arguments.values())
+    }
+    sizes = {key: tensor.numel() * tensor.element_size() for key, tensor in tensors.items()}
+    heads = 4 * B * P * (C + 4)
+    targets = 16 * P + 8 * (16 + 8) + 8 * (B + 1)
+    assert sum(sizes.values()) <= 2 * heads + targets + 12 * B * P
+    passes = [
+        sum(
+            tensor.numel() * tensor.element_size() for tensor in _tensors(launch.arguments.values())
+        )
+        for launch in launches
+    ]
+    print(f"C={C}: {sum(passes) / heads:.2f} times the heads' outputs")
+    # The forward names deltas and logits, the backward those and the gradients.
+    assert sum(passes) <= 3.1 * heads + 30 * B * P + 8 * targets
+
+
+def test_large_offsets_are_64_bit(launches) -> None:
+    """A batch beyond 2^31 logits: strides over images are 64-bit arguments, and few programs."""
+    deltas = torch.empty(1, device="meta").expand(300, 8732, 4)
+    logits = torch.empty(1, device="meta").expand(300, 8732, 1204)
+    assert logits.numel() > 2**31
+    from ssd_fast.kernels.levels import count_blocks, level_views
+
+    deltas, logits = (torch.empty(x.shape, device="meta") for x in (deltas, logits))
+    levels, inner = level_views([deltas], [logits])
+    assert inner == 0
+    assert levels[0].logit_image == 8732 * 1204
+    assert 300 * count_blocks(levels, 32) < 2**31
+
+
+class _count_fills(torch.utils._python_dispatch.TorchDispatchMode):
+    """Operators that would launch kernels of their own; memory that is only taken launches none."""
+
+    SILENT = {"empty", "new_empty", "empty_like", "view"}  # noqa: RUF012
+
+    def __enter__(self):
+        super().__enter__()
+        self.calls: list[str] = []
+        return self.calls
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name not in self.SILENT:
+            self.calls.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def _tensors(values) -> itertools.chain:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _tensors(value)
+
+
+def _kernels() -> set[str]:
+    """All kernels of the package, by the name that kernels have."""
+    text = "".join(path.read_text() for path in Path(triton_kernels()).glob("*.py"))
+    return set(re.findall(r"^@triton\.jit\ndef (_\w+_kernel)\(", text, re.MULTILINE))
+
+
+def triton_kernels() -> str:
+    import ssd_fast.kernels
+
+    return ssd_fast.kernels.__path__[0]
+
+
+def _as_job(architecture: int, label: str, launch: Launch) -> tuple[Any, ...]:
+    """What a process needs to compile: names and plain values, no tensors."""
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    signature = {}
+    for i, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr:
+            constants[(i,)] = value
+            signature[parameter.name] = "constexpr"
+        else:
+            signature[parameter.name] = _signature(value, (i,), constants, attributes)
+    module, name = launch.kernel.fn.__module__, launch.kernel.__name__
+    return module, name, signature, constants, attributes, architecture, launch.options
+
+
+def _signature(value: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
+    """Triton's type of an argument, specialised as a launch would: 1 and None are constants."""
+    if value is None or (isinstance(value, int) and value == 1):
+        constants[path] = value
+        return "constexpr"
+    if isinstance(value, tuple):
+        items = [_signature(v, (*path, i), constants, attributes) for i, v in enumerate(value)]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+        attributes[path] = [["tt.divisibility", 16]]
+    if isinstance(value, Tensor):
+        return POINTERS[value.dtype]
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    assert isinstance(value, float)
+    return "fp32"
+
+
+def _compile_job(job: tuple[Any, ...]) -> tuple[tuple[int, ...], str]:
+    """Registers, stack, shared and local memory of the cubin; the PTX."""
+    import importlib
+    import tempfile
+
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    warnings.simplefilter("ignore")
+    module, name, signature, constants, attributes, architecture, options = job
+    kernel = getattr(importlib.import_module(module), name)
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", architecture, 32), options=dict(options)
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    assert usage is not None, text
+    return tuple(map(int, usage.groups())), compiled.asm["ptx"]

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""exp, log and log1p against float64, over their whole range."""
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="needs Triton")
+import triton.language as tl  # noqa: E402
+
+from ssd_fast.kernels import elementary  # noqa: E402
+
+
+@triton.jit
+def apply_all(x_ptr, exp_ptr, log_ptr, log1p_ptr, N, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, i < N, other=0.0)
+    tl.store(exp_ptr + i, elementary.exp(x), i < N)
+    tl.store(log_ptr + i, elementary.log(x), i < N)
+    tl.store(log1p_ptr + i, elementary.log1p(x), i < N)
+
+
+def test_equal_float64(kernel_device) -> None:
+    """Within 2e-7 of themselves, infinities, NaN and subnormal numbers included."""
+    inf, nan = float("inf"), float("nan")
+    special = [0.0, -0.0, inf, -inf, nan, 1e-45, 1e-38, 88.72, 88.73, -87.4, -103.9, -104.1, 3e38]
+    x = torch.cat(
+        [
+            torch.tensor(special),
+            torch.linspace(-104, 89, 6001),
+            torch.logspace(-44, 38, 6001),
+            1 + torch.linspace(-0.01, 0.01, 2001),
+        ]
+    )
+    results = [torch.empty_like(x, device=kernel_device) for _ in range(3)]
+    apply_all[(triton.cdiv(len(x), 4096),)](x.to(kernel_device), *results, len(x), BLOCK=4096)
+    for function, result in zip((torch.exp, torch.log, torch.log1p), results, strict=True):
+        expected = function(x.double())
+        where = x >= 0 if function is torch.log1p else torch.ones_like(x, dtype=torch.bool)
+        # Subnormal results are good to their own last place.
+        torch.testing.assert_close(
+            result.cpu()[where].double(),
+            expected.float()[where].double(),
+            rtol=2e-7,
+            atol=2e-45,
+            equal_nan=True,
+        )

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the dispatcher does on a GPU, as far as it can be told without one."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssd_fast.kernels
+from ssd_fast.ops import _library
+
+OPERATORS = ["match", "mine", "multibox_loss", "multibox_loss_backward"]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_have_gpu_kernels(name) -> None:
+    """Registered without importing Triton."""
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ssd_fast::{name}", "CUDA")
+
+
+def test_launchers_exist() -> None:
+    """The names in the registrations lead to launchers."""
+    pytest.importorskip("triton", reason="needs Triton")
+    ops = Path(_library.__file__).parent
+    text = "".join(path.read_text() for path in ops.glob("*.py"))
+    launchers = re.findall(r'cuda="(\w+\.\w+)"', text)
+    assert len(launchers) >= len(OPERATORS)
+    for launcher in launchers:
+        assert callable(_library._load_launcher("any", launcher))
+
+
+def test_no_triton_is_one_clear_error(monkeypatch) -> None:
+    """It names the operator and the remedy."""
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in [name for name in sys.modules if name.startswith("ssd_fast.kernels.")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in vars(ssd_fast.kernels).copy():
+        if f"ssd_fast.kernels.{name}" in sys.modules:
+            monkeypatch.delattr(ssd_fast.kernels, name)
+    _library._load_launcher.cache_clear()
+    with pytest.raises(RuntimeError, match=r"ssd_fast::mine: .*need Triton.*pip install triton"):
+        _library._load_launcher("mine", "mine.launch_mine")
+
+
+def test_an_old_gpu_is_one_clear_error(monkeypatch) -> None:
+    """It names the GPU and what is expected."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(RuntimeError, match=r"capability 8\.0 or later .* Tesla T4 of 7\.5"):
+        _library._check_gpu("mine", torch.device("cuda", 7))
