@@ -60,18 +60,18 @@ def level_views(
         delta_view = _strides(_like(delta, grad_delta), anchors)
         views.append((grad_logit, grad_delta, anchors, cells, logit_view, delta_view))
     inner = NEITHER
-    if all(logit.channel == 1 for *_, logit, _ in views):
+    if all(x.channel == 1 for *_, x, _ in views):
         inner = CHANNELS
-    elif all(cells == 1 or logit.cell == 1 for *_, cells, logit, _ in views):
+    elif all(cells == 1 or x.cell == 1 for *_, cells, x, _ in views):
         inner = ROWS
     levels = []
-    for grad_logit, grad_delta, anchors, cells, logit, delta in views:
-        groups, rows, row = anchors, cells, logit.cell
-        if logit.cell == anchors * logit.anchor or (cells == 1 and inner == CHANNELS):
-            groups, rows, row = 1, cells * anchors, logit.anchor  # all rows are evenly spaced
-        tensors = (logit.tensor, delta.tensor, grad_logit, grad_delta)
-        place = (groups, rows, logit.image, logit.anchor, row, logit.channel)
-        levels.append(Level(*tensors, *place, anchors, *delta[1:]))
+    for grad_logit, grad_delta, anchors, cells, x, d in views:
+        groups, rows, row = anchors, cells, x.cell
+        if x.cell == anchors * x.anchor or (cells == 1 and inner == CHANNELS):
+            groups, rows, row = 1, cells * anchors, x.anchor  # all rows are evenly spaced
+        tensors = (x.tensor, d.tensor, grad_logit, grad_delta)
+        place = (groups, rows, x.image, x.anchor, row, x.channel)
+        levels.append(Level(*tensors, *place, anchors, d.image, d.anchor, d.cell, d.channel))
     return tuple(levels), inner
 
 

@@ -154,4 +154,4 @@ def count_classes(deltas: list[Tensor], logits: list[Tensor]) -> int:
 
 def class_block(C: int) -> int:
     """Classes held at a time: more would leave more lanes idle behind the last class."""
-    return min(32, triton.next_power_of_2(C))
+    return min(32, int(triton.next_power_of_2(C)))

@@ -9,15 +9,14 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from ssd_fast.cross_entropy import background_key, cross_entropy
 from ssd_fast.kernels.multibox_loss import launch_multibox_loss
 from ssd_fast.kernels.multibox_loss_backward import launch_multibox_loss_backward
 from ssd_fast.ops._levels import join_levels
 from ssd_fast.ops.multibox_loss import (
-    _background_key,
     _backward_reference,
     _box_residuals,
     _class_targets,
-    _cross_entropy,
     _forward_reference,
     _image_weights,
 )
@@ -110,7 +109,7 @@ def test_equals_reference(kernel_device, case) -> None:
     assert torch.equal(positives.cpu(), expected_positives)
     rows = join_levels(cpu[0], cpu[1])
     assert torch.equal(code.masked_fill(code == -3, -1), expected.masked_fill(expected == -3, -1))
-    assert_same_rows(code == -3, expected == -3, _background_key(rows[1].float(), case.background))
+    assert_same_rows(code == -3, expected == -3, background_key(rows[1].float(), case.background))
 
     # Given the decisions, values agree with float64.
     deltas64, logits64 = (x.double() for x in rows)
@@ -123,7 +122,7 @@ def test_equals_reference(kernel_device, case) -> None:
         residual, torch.zeros_like(residual), reduction="none", beta=case.beta
     )
     selected, target = _class_targets(code, offsets, labels, case.background)
-    entropy = _cross_entropy(logits64[selected], target) * weight[selected.nonzero()[:, 0]]
+    entropy = cross_entropy(logits64[selected], target) * weight[selected.nonzero()[:, 0]]
     assert_close(box_loss.cpu(), (smooth.sum(1) * weight[image]).sum(), what="box_loss")
     assert_close(class_loss.cpu(), entropy.sum(), what="class_loss")
 
