@@ -135,7 +135,9 @@ class Trainer:
         self.options = options
         self.precision = precision
         self.device = next(model.parameters()).device
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Only the newest torch annotates this argument of Module.to.
+        layout: dict[str, Any] = {"memory_format": torch.channels_last}
+        self.model = model.to(**layout)
         share = _KEEP_BYTES // max(options.workers, 1)
         augmentation = Augmentation(model.transform.size, **_AUGMENTATIONS[options.augment])
         self._samples = TrainingSamples(dataset, augmentation, keep_bytes=share)
