@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Demo"]
 
-_PICTURES, _COLUMNS, _PICTURE_SCALE = 8, 4, 4 / 3
+_PICTURES, _COLUMNS = 8, 4
 _SHOWN_SCORE = 0.5
 _CROWD = 3  # least objects of a scene that is drawn; which ones are is not a matter of success
 
@@ -166,11 +166,7 @@ def _draw(
     for i in (crowded or range(len(held_out)))[:_PICTURES]:
         image, target = held_out[i]
         found = above(detections[i], _SHOWN_SCORE)
-        pictures.append(
-            draw_image(
-                image, found, held_out.class_names, truth=target["boxes"], scale=_PICTURE_SCALE
-            )
-        )
+        pictures.append(draw_image(image, found, held_out.class_names, truth=target["boxes"]))
     sheet = draw_grid(
         pictures,
         held_out.class_names,
