@@ -138,7 +138,7 @@ class SSD(nn.Module):
         Returns:
             `Detections` of B x `max_detections` rows, boxes in [0, 1] of each image.
         """
-        return self._detect(self.transform(images)[0])
+        return self._detect(self.transform.stack(images))
 
     def head_maps(self, images: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """What the heads predict, as the loss and `ssd_fast.ops.detect` take it in place.
@@ -150,7 +150,7 @@ class SSD(nn.Module):
             deltas, a list of (B, A * 4, H, W), and logits, a list of (B, A * C, H, W), in the
             dtype that the model computes in.
         """
-        return self._heads(self.transform(images)[0])
+        return self._heads(self.transform.stack(images))
 
     def head_outputs(self, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """What the heads predict, one row for each prior: a copy of `head_maps`.

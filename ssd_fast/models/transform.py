@@ -54,17 +54,23 @@ class ImageTransform(Float32Buffers):
             TypeError: an image that is not a tensor, or of another integer dtype.
             ValueError: a wrong shape, or an image on another device than the model.
         """
+        batch = self.stack(images)
+        if isinstance(images, Tensor):
+            return batch, [_height_width(images)] * images.shape[0]
+        return batch, [_height_width(image) for image in images]
+
+    def stack(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """The batch of `forward` without the sizes, whose list would fix B in an exported graph."""
         if isinstance(images, Tensor):
             _check_image("images", images, 4, self.mean.device)
-            batch, sizes = self._resize(images), [_height_width(images)] * images.shape[0]
+            batch = self._resize(images)
         else:
             for i, image in enumerate(images):
                 _check_image(f"images[{i}]", image, 3, self.mean.device)
-            sizes = [_height_width(image) for image in images]
             resized = [self._resize(image[None]) for image in images]
             empty = torch.empty(0, 3, self.size, self.size, device=self.mean.device)
             batch = torch.cat(resized) if resized else empty
-        return (batch - self.mean) / self.std, sizes
+        return (batch - self.mean) / self.std
 
     def extra_repr(self) -> str:
         """Size, mean and standard deviation."""

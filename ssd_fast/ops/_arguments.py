@@ -5,7 +5,7 @@ They look at shapes, dtypes and devices only, never at values, so they never syn
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -96,8 +96,9 @@ def check_device(**tensors: Tensor | None) -> None:
 
 def check_number(name: str, value: float, *, low: float, high: float = math.inf) -> None:
     """Raises ValueError unless ``low <= value <= high`` and the value is finite."""
-    if not low <= value <= high or math.isinf(value):
-        bounds = f">= {low}" if math.isinf(high) else f"from {low} to {high}"
+    # Comparisons alone: torch.compile traces them where the number is symbolic, and no math.isinf.
+    if not low <= value <= high or value == math.inf:
+        bounds = f">= {low}" if high == math.inf else f"from {low} to {high}"
         raise ValueError(f"{name}: expected a finite number {bounds}, got {value}")
 
 
@@ -110,8 +111,9 @@ def check_choice(name: str, value: str, choices: dict[str, int]) -> int:
 
 
 def as_levels(maps: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Wraps a single tensor as a list of one level."""
-    return [maps] if isinstance(maps, Tensor) else list(maps)
+    """Wraps a single tensor, or what `check_levels` will refuse, as a list of one level."""
+    many = isinstance(maps, Iterable) and not isinstance(maps, Tensor)
+    return list(maps) if many else [maps]
 
 
 def level_rows(level: Tensor, anchors: int) -> int:
@@ -142,7 +144,8 @@ def check_levels(
             f"logits: expected as many levels as deltas and at least one, "
             f"got {len(logits)} levels of logits and {len(deltas)} of deltas"
         )
-    batch = deltas[0].size(0) if deltas[0].dim() else 0
+    first = deltas[0]
+    batch = first.size(0) if isinstance(first, Tensor) and first.dim() else 0
     classes = -1
     rows = 0
     for i, (delta, logit) in enumerate(zip(deltas, logits, strict=True)):
@@ -176,7 +179,7 @@ def check_levels(
 def _check_level(i: int, delta: Tensor, logit: Tensor, batch: int) -> tuple[int, int]:
     """Anchors and classes of level ``i``; ValueError where the two maps do not fit."""
     for name, level in (("deltas", delta), ("logits", logit)):
-        if level.dim() not in (3, 4) or level.size(0) != batch:
+        if not isinstance(level, Tensor) or level.dim() not in (3, 4) or level.size(0) != batch:
             raise ValueError(
                 f"{name}[{i}]: expected (B, P, K) or (B, A * K, H, W) with B = {batch}, "
                 f"got {describe(level)}"

@@ -4,7 +4,6 @@
 CPU csrc/cpu/detect.cpp   test tests/ops/test_detect.py
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -75,7 +74,7 @@ def detect(
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
     batch, classes = check_levels(delta_levels, logit_levels, priors, background_index)
     _check(classes * priors.size(0), score_threshold, top_k, iou_threshold, max_detections)
-    if max_log_scale is not None and math.isnan(max_log_scale):
+    if max_log_scale is not None and max_log_scale != max_log_scale:
         raise ValueError("max_log_scale: expected a number, or None for no clamp, got nan")
     with torch.no_grad():
         found = torch.ops.ssd_fast.detect.default(
@@ -204,7 +203,7 @@ def _check(
     logits: int, score_threshold: float, top_k: int, iou_threshold: float, max_detections: int
 ) -> None:
     for name, threshold in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
-        if math.isnan(threshold):
+        if threshold != threshold:
             raise ValueError(f"{name}: expected a number, usually from 0 to 1, got nan")
     check_number("top_k", top_k, low=0)
     check_number("max_detections", max_detections, low=0)

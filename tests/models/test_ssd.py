@@ -191,6 +191,23 @@ def test_detection_compiles_whole():
         torch.testing.assert_close(compiled(images), model.detect_padded(images))
 
 
+def test_detection_exports_for_any_batch_size():
+    class Detector(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            return self.model.detect_padded(images)
+
+    model = slim().eval()
+    images, _ = batch()
+    size = torch.export.Dim("size", min=1, max=16)
+    program = torch.export.export(Detector(model), (images,), dynamic_shapes=({0: size},))
+    more = torch.cat([images, images[:1]])
+    torch.testing.assert_close(program.module()(more), model.detect_padded(more))
+
+
 def test_no_images():
     model = slim()
     for images in ([], torch.zeros(0, 3, 300, 300)):

@@ -20,6 +20,8 @@ def apart(n):
     [
         ({"deltas": torch.zeros(2, 5, 3)}, r"deltas\[0\]: expected \(B, P, 4\), got \(2, 5, 3\)"),
         ({"deltas": torch.zeros(2, 4, 4)}, r"logits\[0\]: expected 4 rows"),
+        ({"deltas": None}, r"deltas\[0\]: expected .*, got NoneType None"),
+        ({"logits": [None]}, r"logits\[0\]: expected .*, got NoneType None"),
         ({"deltas": []}, r"logits: expected as many levels as deltas"),
         ({"deltas": torch.zeros(2, 5, 4).double()}, r"deltas\[0\]: expected float32, float16"),
         ({"logits": torch.zeros(3, 5, 3)}, r"logits\[0\]: expected .* with B = 2"),
