@@ -88,6 +88,14 @@ inline int32_t bisect_orders(int32_t* orders, int64_t n, int64_t k, int64_t slac
   return static_cast<int32_t>(low);
 }
 
+// Lets `compress` write behind the first n numbers, and `bisect_orders` behind those. Few pass a
+// pivot, so memory follows what is kept, not P.
+inline void make_room(std::vector<int32_t>& numbers, int64_t n) {
+  if (static_cast<int64_t>(numbers.size()) < n + 2 * kLanes) {
+    numbers.resize(static_cast<size_t>(2 * n + 1024));
+  }
+}
+
 // Selects in one image after another; keeps its scratch memory between them.
 class Selector {
  public:
@@ -95,7 +103,7 @@ class Selector {
   // fewer than k. `order_of(p)` gives the orders of kLanes priors, kNoOrder for no candidate.
   template <typename OrderOf>
   int32_t bound(int64_t P, int64_t k, int64_t slack, const OrderOf& order_of) {
-    int32_t pivot = sampled_pivot(P, k, order_of);
+    const int32_t pivot = sampled_pivot(P, k, order_of);
     int64_t n = compress_orders(P, pivot, order_of);
     if (n < k && pivot > kNoOrder + 1) n = compress_orders(P, kNoOrder + 1, order_of);
     return n < k ? kNoOrder : bisect_orders(orders_.data(), n, k, slack);
@@ -142,10 +150,10 @@ class Selector {
 
   template <typename OrderOf>
   int64_t compress_orders(int64_t P, int32_t pivot, const OrderOf& order_of) {
-    orders_.resize(static_cast<size_t>(P + 2 * kLanes));
     int64_t n = 0;
     for (int64_t p = 0; p < P; p += kLanes) {
       const Ints order = order_of(p);
+      make_room(orders_, n);
       n += compress(order >= pivot, order, orders_.data() + n);
     }
     return n;

@@ -47,16 +47,20 @@ constexpr float kRoughExcess = 1.00001f;
 inline Ints rough_exp(Floats x) { return as_ints(exp(x)); }
 #endif
 
-// Rough keys of one tensor of logits.
+// Rough keys of one level after another; keeps its scratch memory between them.
 template <typename T>
 class RoughKeys {
  public:
-  RoughKeys(const Level& level, int64_t classes, int64_t background)
-      : level_(level),
-        classes_(classes),
-        background_(background),
-        vectors_((classes + kLanes - 1) / kLanes),
-        block_(static_cast<size_t>(kLanes * std::max(classes, kLanes))) {
+  // Prepares for a level, which must outlive the computation.
+  void reset(const Level& level, int64_t classes, int64_t background) {
+    level_ = &level;
+    if (classes == classes_ && background == background_) return;
+    classes_ = classes;
+    background_ = background;
+    vectors_ = (classes + kLanes - 1) / kLanes;
+    block_.resize(static_cast<size_t>(kLanes * std::max(classes, kLanes)));
+    starts_.clear();
+    keep_.clear();
     // The last vector of a row ends with the row: it does not read on, it reads some lanes again.
     for (int64_t v = 0; v < vectors_; ++v) {
       const int64_t start = std::max<int64_t>(0, std::min(v * kLanes, classes - kLanes));
@@ -69,21 +73,21 @@ class RoughKeys {
 
   // Keys of all rows of cells `begin` to `end` of an image; row 0 of the level is keys[0].
   void compute(int64_t image, int64_t begin, int64_t end, float* keys) {
-    const T* data = static_cast<const T*>(level_.data) + image * level_.batch_stride;
-    if (level_.has_even_rows() && classes_ >= kLanes) {
-      even_rows(data, begin * level_.anchors, end * level_.anchors, keys);
-    } else if (level_.x_stride == 1 && level_.has_even_cells() && end - begin >= kLanes) {
-      for (int64_t anchor = 0; anchor < level_.anchors; ++anchor) {
-        planes(data + anchor * level_.anchor_stride, begin, end, keys + anchor);
+    const T* data = static_cast<const T*>(level_->data) + image * level_->batch_stride;
+    if (level_->has_even_rows() && classes_ >= kLanes) {
+      even_rows(data, begin * level_->anchors, end * level_->anchors, keys);
+    } else if (level_->x_stride == 1 && level_->has_even_cells() && end - begin >= kLanes) {
+      for (int64_t anchor = 0; anchor < level_->anchors; ++anchor) {
+        planes(data + anchor * level_->anchor_stride, begin, end, keys + anchor);
       }
     } else {
-      any_rows(image, begin * level_.anchors, end * level_.anchors, keys);
+      any_rows(image, begin * level_->anchors, end * level_->anchors, keys);
     }
   }
 
  private:
   void even_rows(const T* data, int64_t begin, int64_t end, float* keys) {
-    const int64_t stride = level_.row_stride();
+    const int64_t stride = level_->row_stride();
     int64_t row = begin;
     for (; row + kLanes <= end; row += kLanes) {
       store(keys + row, block_keys(data + row * stride, stride));
@@ -93,11 +97,11 @@ class RoughKeys {
   }
 
   void any_rows(int64_t image, int64_t begin, int64_t end, float* keys) {
-    const T* data = static_cast<const T*>(level_.data);
+    const T* data = static_cast<const T*>(level_->data);
     for (int64_t row = begin; row < end; row += kLanes) {
       copied_rows(
           std::min(kLanes, end - row),
-          [&](int64_t i) { return data + level_.offset(image, row + i); }, level_.channel_stride,
+          [&](int64_t i) { return data + level_->offset(image, row + i); }, level_->channel_stride,
           keys + row);
     }
   }
@@ -160,8 +164,8 @@ class RoughKeys {
       Ints doubt{};
       for (int64_t c = 0; c < classes_; ++c) {
         if (c == background_) continue;
-        const T* plane = data + c * level_.channel_stride + begin;
-        const T* reference = data + background_ * level_.channel_stride + begin;
+        const T* plane = data + c * level_->channel_stride + begin;
+        const T* reference = data + background_ * level_->channel_stride + begin;
         const auto add = [&](int64_t i, Ints keep) {
           const Ints bits = rough_exp(load_floats(plane + i) - load_floats(reference + i)) & keep;
           doubt |= bits;
@@ -175,7 +179,7 @@ class RoughKeys {
       const bool doubtful = any(doubt < 0);
       for (int64_t i = 0; i < count; ++i) {
         const bool good = !doubtful && sums[i] <= std::numeric_limits<float>::max();
-        keys[(begin + i) * level_.anchors] = good ? sums[i] : kDoubtful;
+        keys[(begin + i) * level_->anchors] = good ? sums[i] : kDoubtful;
       }
       begin += count;
     }
@@ -185,10 +189,10 @@ class RoughKeys {
     return keys <= std::numeric_limits<float>::max() ? keys : splat(kDoubtful);
   }
 
-  const Level& level_;
-  int64_t classes_;
-  int64_t background_;
-  int64_t vectors_;
+  const Level* level_ = nullptr;
+  int64_t classes_ = -1;
+  int64_t background_ = -1;
+  int64_t vectors_ = 0;
   std::vector<int64_t> starts_;  // of each vector of a row
   std::vector<int32_t> keep_;    // -1 in the lanes of each vector that enter the key
   std::vector<float> block_;

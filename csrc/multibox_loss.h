@@ -171,12 +171,12 @@ class MultiBoxImage {
                  labels[n] != inputs.options.background;
         },
         inputs.P, code);
-    mine(job, image, loss.positives, code, scratch);
     visit_selected(inputs, code, image, [&](const SelectedRow& selected) {
       load_softmax(inputs.logits, image, selected);
       loss.classes += softmax_.cross_entropy();
-      if (selected.object >= 0) loss.box += box_loss(inputs, image, selected);
+      loss.box += box_loss(inputs, image, selected);
     });
+    loss.classes += mine(job, image, loss.positives, code, scratch);
     return loss;
   }
 
@@ -197,14 +197,15 @@ class MultiBoxImage {
   }
 
  private:
-  // Turns the hardest of the candidates in `code` into hard negatives. `scratch` is for P keys.
-  void mine(const ForwardJob& job, int64_t image, int64_t positives, int32_t* code,
-            float* scratch) {
+  // Turns the hardest of the candidates in `code` into hard negatives and returns their loss.
+  // `scratch` is for P keys.
+  double mine(const ForwardJob& job, int64_t image, int64_t positives, int32_t* code,
+              float* scratch) {
     const LossInputs& inputs = job.inputs;
     const int64_t P = inputs.P;
     const int64_t candidates = count_equal(code, P, kBackground);
     const int64_t k = negatives_wanted(job.ratio, positives, job.min_negatives, candidates);
-    if (k == 0) return;
+    if (k == 0) return 0;
     const float* keys = job.rough_keys ? job.rough_keys + image * P : scratch;
     if (!job.rough_keys) rough_keys(inputs, image, scratch);
     const auto order_of = [&](int64_t p) {
@@ -216,15 +217,31 @@ class MultiBoxImage {
     const float least =
         reached > 0 ? least_rough_key(bits_to_float(reached), inputs.logits.channels) : 0.0f;
     collect(P, static_cast<int32_t>(float_to_bits(least)), order_of);
-    exact_keys_.resize(rivals_.size());
+    exact_keys_.resize(static_cast<size_t>(rival_count_ + kLanes));
     exact_.compute(inputs.logits, image, inputs.options.background, rivals_.data(), rival_count_,
                    exact_keys_.data());
     const auto exact_order_of = [&](int64_t i) {
       const Ints order = mining_order(load(&exact_keys_[i]));
       return lane_numbers() < static_cast<int32_t>(rival_count_ - i) ? order : splat(kNoOrder);
     };
-    selector_.select(rival_count_, k, exact_order_of,
-                     [&](int64_t i) { code[rivals_[i]] = kHardNegative; });
+    double loss = 0;
+    selector_.select(rival_count_, k, exact_order_of, [&](int64_t i) {
+      code[rivals_[i]] = kHardNegative;
+      loss += negative_loss(inputs, image, rivals_[i], exact_keys_[i]);
+    });
+    return loss;
+  }
+
+  // Cross-entropy of a row with the background as its target: log1p of its key.
+  double negative_loss(const LossInputs& inputs, int64_t image, int64_t prior, float key) {
+    constexpr float kLarge = 1e17f;  // about where the softmax shifts its exponents
+    if (key < kLarge) return std::log1p(double{key});
+    int64_t row = prior;
+    size_t l = 0;
+    while (row >= inputs.logits.levels[l].rows) row -= inputs.logits.levels[l++].rows;
+    load_softmax(inputs.logits, image,
+                 {&inputs.logits.levels[l], l, row, prior, -1, inputs.options.background});
+    return softmax_.cross_entropy();
   }
 
   static void rough_keys(const LossInputs& inputs, int64_t image, float* keys) {
@@ -238,12 +255,12 @@ class MultiBoxImage {
   // The candidates whose rough key reaches `least` or is doubtful.
   template <typename OrderOf>
   void collect(int64_t P, int32_t least, const OrderOf& order_of) {
-    rivals_.resize(static_cast<size_t>(P + kLanes));
     rival_count_ = 0;
     Ints prior = lane_numbers();
     for (int64_t p = 0; p < P; p += kLanes, prior += static_cast<int32_t>(kLanes)) {
       const Ints order = order_of(p);
       const Ints rival = (order >= least) | ((order < 0) & (order != kNoOrder));
+      make_room(rivals_, rival_count_);
       rival_count_ += compress(rival, prior, rivals_.data() + rival_count_);
     }
   }

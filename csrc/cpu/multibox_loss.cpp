@@ -3,10 +3,15 @@
 #include "../multibox_loss.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "tensors.h"
 
@@ -129,6 +134,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
   return {box_loss, class_loss, num_positives, code};
 }
 
+// Asks for large pages where memory is fresh from the system: the first touch of a gradient of
+// 90 MB in small ones costs five times its memset.
+void use_large_pages(char* data, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = uintptr_t{2} << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) & ~(kPage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes));
+  // Below 32 MB an allocator keeps what it is given back, and nothing is fresh for long.
+  if (bytes >= int64_t{32} << 20) {
+    madvise(reinterpret_cast<void*>(begin), (end - begin) & ~(kPage - 1), MADV_HUGEPAGE);
+  }
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
+
 // Tensors like `inputs`, dense in memory, filled with zeros by all threads.
 std::vector<Tensor> zeros_like(const std::vector<Tensor>& inputs) {
   constexpr int64_t kChunk = 1 << 20;
@@ -137,6 +159,7 @@ std::vector<Tensor> zeros_like(const std::vector<Tensor>& inputs) {
     outputs.push_back(torch::stable::empty_like(input));
     char* data = static_cast<char*>(outputs.back().data_ptr());
     const int64_t bytes = outputs.back().numel() * static_cast<int64_t>(input.element_size());
+    use_large_pages(data, bytes);
     torch::stable::parallel_for(0, bytes, kChunk, [&](int64_t begin, int64_t end) {
       std::memset(data + begin, 0, static_cast<size_t>(end - begin));
     });

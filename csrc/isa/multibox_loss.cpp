@@ -7,8 +7,8 @@ namespace ssd_fast::SSD_FAST_ISA {
 void rough_keys_of_cells(const LossInputs& inputs, size_t level, int64_t image, int64_t begin,
                          int64_t end, float* keys) {
   visit_dtype(inputs.logits.dtype, [&](auto* type) {
-    RoughKeys<std::remove_pointer_t<decltype(type)>> rough(
-        inputs.logits.levels[level], inputs.logits.channels, inputs.options.background);
+    thread_local RoughKeys<std::remove_pointer_t<decltype(type)>> rough;
+    rough.reset(inputs.logits.levels[level], inputs.logits.channels, inputs.options.background);
     rough.compute(image, begin, end, keys);
   });
 }
