@@ -4,6 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -42,7 +43,7 @@ class MultiBoxLoss(Float32Buffers):
         group: the process group of "world", None for the default one.
 
     Raises:
-        ValueError: priors of another shape or dtype, or an unknown normalizer.
+        ValueError: priors of another shape or dtype, or an option out of range.
 
     Example:
         >>> loss = MultiBoxLoss(ssd_fast.priors.ssd300(), min_negatives=3)
@@ -88,6 +89,7 @@ class MultiBoxLoss(Float32Buffers):
             "normalizer": normalizer,
         }
         self.group = group
+        self._check_options()
 
     def forward(
         self,
@@ -132,6 +134,21 @@ class MultiBoxLoss(Float32Buffers):
         """The number of priors and the options."""
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"priors={self.priors.shape[0]}, {options}"
+
+    def _check_options(self) -> None:
+        """Takes the loss of an empty batch: a wrong option fails here, not at the first step."""
+        classes = max(self.options["background_index"], 0) + 1
+        boxes = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
+        offsets = torch.zeros(1, dtype=torch.int64, device="cpu")
+        multibox_loss(
+            boxes.new_zeros(0, 0, 4),
+            boxes.new_zeros(0, 0, classes),
+            boxes,
+            boxes,
+            offsets[:0],
+            offsets,
+            **(self.options | {"normalizer": "none"}),
+        )
 
     def _pack(
         self,

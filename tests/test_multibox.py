@@ -168,3 +168,19 @@ def one_process(folder, rank):
 
 if __name__ == "__main__":
     one_process(sys.argv[1], int(sys.argv[2]))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"assign": "first"}, "assign: expected one of"),
+        ({"beta": -1.0}, "beta: expected"),
+        ({"variances": (0.1,)}, "variances: expected 2 or 4"),
+        ({"background_index": -1}, "background_index: expected"),
+        ({"low_threshold": 0.7, "normalizer": "world"}, "low_threshold: expected"),
+    ],
+)
+def test_a_wrong_option_fails_at_construction(option, message) -> None:
+    """Not at the first step of a training."""
+    with pytest.raises(ValueError, match=message):
+        MultiBoxLoss(torch.rand(5, 4), **option)

@@ -198,6 +198,7 @@ class _Run:
                     learning_rate=report.learning_rate,
                 )
                 if report.step % look == 0 and report.step < options.steps:
+                    self._save(log)  # an evaluation takes a while, and a second Ctrl-C cuts it
                     score = self._evaluate().at_50.mean
                     log.write(report.step, map_50=score)
                     self.console.say(f"step {report.step}: mAP@0.5 {score:.3f}")

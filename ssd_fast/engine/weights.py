@@ -90,7 +90,10 @@ def _build(path: str | os.PathLike[str], metadata: dict[str, str]) -> tuple[SSD,
         found = description["format"]
         if found == _FORMAT:
             model = SSD.from_config(description["model"])
-            return model, tuple(map(str, description["class_names"]))
+            class_names = tuple(map(str, description["class_names"]))
+            if len(class_names) != model.num_classes - 1:
+                raise ValueError(f"{len(class_names)} names for {model.num_classes - 1} classes")
+            return model, class_names
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has a config that this version cannot read: {error}") from error
     raise ValueError(

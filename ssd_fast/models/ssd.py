@@ -90,6 +90,9 @@ class SSD(nn.Module):
         self.heads = MultiBoxHeads(channels, boxes_per_cell, num_classes)
         self.loss = MultiBoxLoss(priors, **(loss or {}))
         self._architecture: dict[str, Any] | None = None
+        # An empty batch: an option of `detect` that is wrong fails here, not after the training.
+        none = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
+        self._postprocess(none.new_zeros(0, 0, 4), none.new_zeros(0, 0, num_classes), none)
 
     def forward(
         self,
@@ -235,11 +238,13 @@ class SSD(nn.Module):
         return deltas, logits
 
     def _detect(self, batch: Tensor) -> Detections:
-        deltas, logits = self._heads(batch)
+        return self._postprocess(*self._heads(batch), self.priors)
+
+    def _postprocess(self, deltas: Any, logits: Any, priors: Tensor) -> Detections:
         return detect(
             deltas,
             logits,
-            self.priors,
+            priors,
             score_threshold=self.score_threshold,
             top_k=self.top_k,
             iou_threshold=self.iou_threshold,
@@ -358,12 +363,8 @@ def _ssd_vgg16(
         **options,
     )
     # A grid given as a tensor is written down only when somebody asks for the config.
-    model._architecture = {
-        "architecture": architecture,
-        "width": width,
-        "norm": norm,
-        "priors": written,
-    }
+    model._architecture = {"architecture": architecture, "width": width, "norm": norm}
+    model._architecture["priors"] = written
     return model
 
 

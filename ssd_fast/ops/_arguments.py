@@ -5,7 +5,8 @@ They look at shapes, dtypes and devices only, never at values, so they never syn
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,10 +111,11 @@ def check_choice(name: str, value: str, choices: dict[str, int]) -> int:
     return choices[value]
 
 
-def as_levels(maps: Tensor | Sequence[Tensor]) -> list[Tensor]:
+def as_levels(maps: Any) -> list[Tensor]:
     """Wraps a single tensor, or what `check_levels` will refuse, as a list of one level."""
-    many = isinstance(maps, Iterable) and not isinstance(maps, Tensor)
-    return list(maps) if many else [maps]
+    if isinstance(maps, Tensor) or not isinstance(maps, Iterable):
+        return [maps]
+    return list(maps)
 
 
 def level_rows(level: Tensor, anchors: int) -> int:

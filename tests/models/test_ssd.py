@@ -2,6 +2,7 @@
 """SSD: the contract of `forward`, its fast paths, and what it says to wrong input."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -324,3 +325,11 @@ def test_another_grid_changes_the_heads():
     model = slim(priors=OTHER_GRID, norm=False)
     assert len(model.priors) == len(OTHER_GRID) == 4 * (38**2 + 19**2 + 10**2 + 5**2 + 3**2 + 1)
     assert model(*[[x] for x in scene()])["classification"] > 0
+
+
+@pytest.mark.parametrize("option", ["score_threshold", "iou_threshold", "top_k", "max_detections"])
+def test_a_wrong_option_of_detect_fails_at_construction(option) -> None:
+    """Not at the first evaluation, after the training."""
+    wrong = math.nan if option.endswith("threshold") else -1
+    with pytest.raises(ValueError, match=f"{option}: expected"):
+        ssd300_vgg16(3, width=0.125, **{option: wrong})
