@@ -20,12 +20,10 @@ CHANNELS, ROWS, NEITHER = 0, 1, 2
 
 
 class Level(NamedTuple):
-    """One level. Strides count elements; the gradients have those of the inputs."""
+    """One level. Strides count elements; its gradients have those of the inputs."""
 
     logits: Tensor
     deltas: Tensor
-    grad_logits: Tensor | None
-    grad_deltas: Tensor | None
     groups: int  # row r of group g is prior r * groups + g of the level
     rows: int
     logit_image: int
@@ -58,20 +56,21 @@ def level_views(
         cells = delta.size(1) if delta.dim() == 3 else delta.size(2) * delta.size(3)
         logit_view = _strides(_like(logit, grad_logit), anchors)
         delta_view = _strides(_like(delta, grad_delta), anchors)
-        views.append((grad_logit, grad_delta, anchors, cells, logit_view, delta_view))
+        views.append((anchors, cells, logit_view, delta_view))
     inner = NEITHER
     if all(x.channel == 1 for *_, x, _ in views):
         inner = CHANNELS
     elif all(cells == 1 or x.cell == 1 for *_, cells, x, _ in views):
         inner = ROWS
     levels = []
-    for grad_logit, grad_delta, anchors, cells, x, d in views:
+    for anchors, cells, x, d in views:
         groups, rows, row = anchors, cells, x.cell
         if x.cell == anchors * x.anchor or (cells == 1 and inner == CHANNELS):
             groups, rows, row = 1, cells * anchors, x.anchor  # all rows are evenly spaced
-        tensors = (x.tensor, d.tensor, grad_logit, grad_delta)
         place = (groups, rows, x.image, x.anchor, row, x.channel)
-        levels.append(Level(*tensors, *place, anchors, d.image, d.anchor, d.cell, d.channel))
+        levels.append(
+            Level(x.tensor, d.tensor, *place, anchors, d.image, d.anchor, d.cell, d.channel)
+        )
     return tuple(levels), inner
 
 
@@ -117,7 +116,7 @@ def _strides(x: Tensor, anchors: int) -> _Strides:
 
 @triton.jit
 def pick(
-    levels,
+    levels,  # or their gradients
     level,
     FIELD: tl.constexpr,
 ):

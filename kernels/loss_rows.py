@@ -13,7 +13,7 @@ from ssd_fast.kernels.geometry import load_box
 from ssd_fast.kernels.levels import CHANNELS, NEITHER, ROWS
 
 LARGE = tl.constexpr(3.0e38)
-LOGITS, DELTAS, GRAD_LOGITS, GRAD_DELTAS = (tl.constexpr(i) for i in range(4))  # of a Level
+LOGITS, DELTAS = tl.constexpr(0), tl.constexpr(1)  # of a Level, and of its gradients
 IMAGES = 128  # whose counts are summed at a time
 # Where channels are dense, each thread of a warp holds all rows of its warp: few rows, no spills.
 ROWS_PER_PROGRAM = {CHANNELS: 32, ROWS: 64, NEITHER: 32}

@@ -16,8 +16,6 @@ from ssd_fast.kernels.geometry import image_rows
 from ssd_fast.kernels.levels import count_blocks, level_views, locate, pick
 from ssd_fast.kernels.loss_rows import (
     DELTAS,
-    GRAD_DELTAS,
-    GRAD_LOGITS,
     IMAGES,
     LOGITS,
     ROWS_PER_PROGRAM,
@@ -35,6 +33,7 @@ __all__ = ["launch_multibox_loss_backward"]
 @triton.jit
 def _backward_kernel(
     levels,
+    gradients,  # of each level: logits and deltas, out
     grad_box_ptr,  # () float32
     grad_class_ptr,  # () float32
     priors_ptr,  # (P, 4) float32, contiguous
@@ -76,8 +75,8 @@ def _backward_kernel(
     positive = positive & (label >= 0) & (label < C)
     selected = positive | (code == -3)
     target = tl.where(positive, label, background).to(tl.int32)
-    grad_logits_ptr = pick(levels, level, GRAD_LOGITS) + base
-    grad_deltas_ptr = pick(levels, level, GRAD_DELTAS) + delta_base
+    grad_logits_ptr = pick(gradients, level, LOGITS) + base
+    grad_deltas_ptr = pick(gradients, level, DELTAS) + delta_base
     delta_pointers = (
         grad_deltas_ptr + delta_offset[:, None] + tl.arange(0, 4)[None, :] * delta_channel
     )
@@ -165,6 +164,7 @@ def launch_multibox_loss_backward(
     blocks = count_blocks(levels, block)
     _backward_kernel[(B * blocks,)](
         levels,
+        tuple(zip(grad_logits, grad_deltas, strict=True)),
         grad_box_loss,
         grad_class_loss,
         priors.contiguous(),
