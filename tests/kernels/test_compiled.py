@@ -128,16 +128,18 @@ def test_every_kernel_compiles_without_spills(launches) -> None:
     ) as pool:
         reports = list(pool.map(_compile_job, [_as_job(*job) for job in jobs]))
     print(f"\n{len(jobs)} compiled in {time.perf_counter() - started:.0f} s")
+    too_much = []
     print(f"{'kernel':22}{'':12}{'sm':>4}{'registers':>11}{'spills':>8}{'shared':>8}")
     for (architecture, label, launch), (report, ptx) in zip(jobs, reports, strict=True):
         name = launch.kernel.__name__
         registers, stack, shared, local = report
         print(f"{name:22}{label:12}{architecture:4}{registers:11}{stack + local:8}{shared:8}")
-        assert stack == local == 0, f"{name} {label} spills on sm_{architecture}"
-        assert shared <= 99 * 1024
+        if stack + local > 0 or shared > 99 * 1024:
+            too_much.append(f"{name} {label} on sm_{architecture}")
         if name in EXACT:
             inexact = re.findall(r"\b(fma\.\S+|div\.full\S*|\S+\.approx\S*|\S+\.ftz\S*f32)", ptx)
             assert not inexact, f"{name} on sm_{architecture}: {inexact}"
+    assert not too_much
 
 
 @pytest.mark.parametrize(("assign", "expected"), [(0, 6), (1, 7), (2, 5)])
