@@ -64,6 +64,7 @@ def _parse(arguments: Sequence[str]) -> _Command:
 
     from ssd_fast.cli.demo import Demo
     from ssd_fast.cli.evaluate import Evaluate
+    from ssd_fast.cli.export import Export
     from ssd_fast.cli.predict import Predict
     from ssd_fast.cli.train import Train
 
@@ -73,6 +74,7 @@ def _parse(arguments: Sequence[str]) -> _Command:
         | Annotated[Train, subcommand("train")]
         | Annotated[Evaluate, subcommand("eval")]
         | Annotated[Predict, subcommand("predict")]
+        | Annotated[Export, subcommand("export")]
         | Annotated[Info, subcommand("info")],
         prog="ssd-fast",
         description=_DESCRIPTION,

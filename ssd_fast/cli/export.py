@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`ssd-fast export`: a trained detector as one file for another runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["Export"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """Writes a detector with its post-processing inside, for any number of images at a time."""
+
+    weights: Path
+    """File that `train` or `demo` wrote; it holds the model's description too."""
+    to: Literal["onnx", "aoti", "torch"] = "onnx"
+    """onnx: standard operators; aoti: compiled by AOTInductor; torch: a torch.export program. The
+    last two are run by a process that imports torch and ssd_fast."""
+    output: Path | None = None
+    """The file; by default the weights' name with .onnx, .aoti.pt2 or .torch.pt2."""
+    device: str = "cpu"
+    """What aoti and torch are for, such as cuda."""
+    opset: int = 18
+    """Version of ONNX's operators, 18 or later."""
+
+    def run(self) -> int:
+        """Loads, exports and says where the file is."""
+        from ssd_fast.cli.extras import require
+
+        require("reading weights", "rich", "safetensors")
+        from ssd_fast.cli.console import Console
+        from ssd_fast.engine.export import export_aoti, export_onnx, export_torch
+        from ssd_fast.engine.weights import load_weights
+
+        suffix = ".onnx" if self.to == "onnx" else f".{self.to}.pt2"
+        output = self.output or self.weights.with_suffix(suffix)
+        model, class_names = load_weights(self.weights, "cpu" if self.to == "onnx" else self.device)
+        if self.to == "onnx":
+            export_onnx(model, output, opset=self.opset)
+        elif self.to == "aoti":
+            export_aoti(model, output)
+        else:
+            export_torch(model, output)
+        size = model.transform.size
+        Console().say(f"{len(class_names)} classes, images {size} x {size}: {output}")
+        return 0

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A detector as one file with post-processing inside: torch.export, AOTInductor, ONNX."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ssd_fast.data.extra import missing_extra
+from ssd_fast.models.ssd import SSD
+
+__all__ = ["export_aoti", "export_onnx", "export_torch"]
+
+_OPSET = 18
+_MAX_BATCH = 1024
+_OUTPUTS = ["boxes", "scores", "labels", "counts"]
+
+
+def export_torch(model: SSD, path: str | os.PathLike[str]) -> None:
+    """Writes a `torch.export` program.
+
+    `torch.export.load(path).module()(images)` gives boxes (B, K, 4) float32 in [0, 1], scores
+    (B, K) float32, labels (B, K) int64 and counts (B,) int64 of images (B, 3, S, S) float32 in
+    [0, 1], for every B; the process that runs it imports torch and ssd_fast.
+
+    Args:
+        model: on the device that the program is for.
+        path: the file, by custom `*.pt2`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    torch.export.save(_program(model), Path(path))
+
+
+def export_aoti(model: SSD, path: str | os.PathLike[str]) -> None:
+    """Compiles the detector ahead of time with AOTInductor; needs a C++ compiler.
+
+    `torch._inductor.aoti_load_package(path)(images)`: see `export_torch`.
+
+    Args:
+        model: on the device that the package is for.
+        path: the file, which has to end in `.pt2`.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: the file's name does not end in `.pt2`.
+    """
+    if Path(path).suffix != ".pt2":
+        raise ValueError(f"path: an AOTInductor package is named *.pt2, got {path}")
+    torch._inductor.aoti_compile_and_package(_program(model), package_path=str(path))
+
+
+def export_onnx(model: SSD, path: str | os.PathLike[str], *, opset: int = _OPSET) -> None:
+    """Writes an ONNX model of standard operators alone, NonMaxSuppression among them.
+
+    Input "images" (B, 3, S, S) float32 in [0, 1], any B; outputs "boxes" (B, K, 4) float32 in
+    [0, 1], "scores" (B, K) float32, "labels" (B, K) int64, "counts" (B,) int64. What the operator
+    `ssd_fast.ops.detect` decides is decided the same but where runtimes round differently.
+
+    Args:
+        model: on any device.
+        path: the file, by custom `*.onnx`.
+        opset: version of ONNX's operators, 18 or later.
+
+    Raises:
+        ModuleNotFoundError: onnx or onnxscript is not installed.
+        OSError: the file cannot be written.
+        ValueError: an opset before 18.
+    """
+    if opset < _OPSET:
+        raise ValueError(f"opset: expected {_OPSET} or later, got {opset}")
+    try:
+        from ssd_fast.engine.onnx_detect import onnx_detect
+    except ModuleNotFoundError as error:
+        raise missing_extra("export to ONNX", error, extra="export") from error
+    program = torch.onnx.export(
+        _program(model),
+        dynamo=True,
+        opset_version=opset,
+        input_names=["images"],
+        output_names=_OUTPUTS,
+        custom_translation_table={torch.ops.ssd_fast.detect.default: onnx_detect},
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path))
+
+
+class _Detector(nn.Module):
+    """Images in, padded detections out: what every format holds."""
+
+    def __init__(self, model: SSD) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See `SSD.detect_padded`."""
+        boxes, scores, labels, counts = self.model.detect_padded(images)
+        return boxes, scores, labels, counts
+
+
+def _program(model: SSD) -> torch.export.ExportedProgram:
+    """The model in evaluation mode, for any number of images of its own size."""
+    size, device = model.transform.size, model.priors.device
+    images = torch.zeros(2, 3, size, size, device=device)
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    training = model.training
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                _Detector(model).eval(), (images,), dynamic_shapes={"images": {0: batch}}
+            )
+    finally:
+        model.train(training)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`ssd-fast export` writes a file that detects as the weights do, and names what is wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ssd_fast.engine.weights import load_weights
+
+
+def test_a_program_beside_the_weights(ssd_fast: Callable, weights: Path, tmp_path: Path):
+    copied = tmp_path / "detector.safetensors"
+    copied.write_bytes(weights.read_bytes())
+    result = ssd_fast("export", "--weights", copied, "--to", "torch")
+    assert result.status == 0, result.err
+    assert "detector.torch.pt2" in result.out.replace("\n", "")
+    model, _ = load_weights(copied)
+    images = torch.rand(1, 3, 300, 300)
+    found = torch.export.load(tmp_path / "detector.torch.pt2").module()(images)
+    with torch.no_grad():
+        expected = model.detect_padded(images)
+    for actual, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, reference)
+
+
+def test_what_is_wrong_is_one_line(ssd_fast: Callable, weights: Path, tmp_path: Path):
+    output = tmp_path / "detector.onnx"
+    result = ssd_fast("export", "--weights", weights, "--output", output, "--opset", 11)
+    assert result.status == 2
+    assert "opset: expected 18 or later, got 11" in result.err
+    result = ssd_fast("export", "--weights", tmp_path / "nothing.safetensors")
+    assert result.status == 2
+    assert "no weights at" in result.err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What is exported detects the same, for other numbers of images, without the code of the model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssd_fast.engine.export import export_aoti, export_onnx, export_torch
+from ssd_fast.models.ssd import SSD, ssd300_vgg16
+from ssd_fast.testing import seeded
+
+NAMES = ["boxes", "scores", "labels", "counts"]
+
+
+def build(**options) -> SSD:
+    """A slim model whose scores are spread: many candidates, few close decisions."""
+    torch.manual_seed(0)
+    model = ssd300_vgg16(4, width=0.03, **options).eval()
+    for layer in model.heads.classification:
+        layer.weight.data.mul_(0.1)
+    return model
+
+
+def images(count: int) -> Tensor:
+    return torch.rand(count, 3, 300, 300, generator=seeded(count))
+
+
+def expected(model: SSD, count: int) -> list[Tensor]:
+    with torch.no_grad():
+        return list(model.detect_padded(images(count)))
+
+
+LOADERS = {
+    "torch": (export_torch, "torch.export.load(path).module()"),
+    "aoti": (export_aoti, "torch._inductor.aoti_load_package(path)"),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_runs_where_only_torch_and_ssd_fast_are_imported(tmp_path: Path, kind: str, request):
+    """In a process of its own, for 1 and 3 images where 2 were exported."""
+    if kind == "aoti" and not request.config.getoption("--full"):
+        pytest.skip("compiles C++ for minutes: run with --full")
+    export, load = LOADERS[kind]
+    model = build()
+    export(model, tmp_path / "model.pt2")
+    torch.save([images(1), images(3)], tmp_path / "images.pt")
+    script = f"""
+import sys, torch, ssd_fast
+path = r"{tmp_path / "model.pt2"}"
+run = {load}
+found = [list(run(x)) for x in torch.load(r"{tmp_path / "images.pt"}")]
+torch.save(found, r"{tmp_path / "found.pt"}")
+assert "torchvision" not in sys.modules and "ssd_fast.engine.export" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    for count, found in zip((1, 3), torch.load(tmp_path / "found.pt"), strict=True):
+        for name, actual, reference in zip(NAMES, found, expected(model, count), strict=True):
+            # Compiled convolutions sum in another order.
+            tolerance = 0 if kind == "torch" else 1e-4
+            torch.testing.assert_close(
+                actual, reference, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+OPTIONS = [
+    {},
+    {"top_k": 20, "iou_threshold": 0.3, "max_detections": 31, "score_threshold": 0.2},
+    {"top_k": 5, "max_detections": 40},  # more than there are candidates
+    {"loss": {"variances": (0.1, 0.15, 0.2, 0.25), "background_index": 3}},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(options) or "standard")
+def test_onnx_gives_the_same_detections(tmp_path: Path, options):
+    """By onnxruntime, with no operator that is not ONNX's own."""
+    onnx = pytest.importorskip("onnx", reason="needs onnx")
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    model = build(**options)
+    export_onnx(model, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(graph)
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert not graph.functions
+    assert "NonMaxSuppression" in {node.op_type for node in graph.graph.node}
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    for count in (1, 3):
+        outputs = session.run(NAMES, {"images": images(count).numpy()})
+        reference = expected(model, count)
+        assert int(reference[3].min()) > 3
+        boxes, scores, labels, counts = (torch.from_numpy(output) for output in outputs)
+        assert counts.equal(reference[3])
+        assert labels.equal(reference[2])
+        torch.testing.assert_close(scores, reference[1], rtol=1e-4, atol=0)
+        torch.testing.assert_close(boxes, reference[0], rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_without_detections(tmp_path: Path):
+    """Counts of 0, and zeros."""
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    export_onnx(build(score_threshold=0.9999), tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    outputs = session.run(NAMES, {"images": torch.zeros(2, 3, 300, 300).numpy()})
+    assert [not output.any() for output in outputs] == [True] * 4
+
+
+def test_the_model_is_left_as_it_was(tmp_path: Path):
+    model = build().train()
+    export_torch(model, tmp_path / "model.pt2")
+    assert model.training
+    assert model.backbone.training
+
+
+def test_bad_arguments_are_named(tmp_path: Path):
+    model = build()
+    with pytest.raises(ValueError, match=r"opset: expected 18 or later, got 11"):
+        export_onnx(model, tmp_path / "model.onnx", opset=11)
+    with pytest.raises(ValueError, match=r"package is named \*\.pt2, got .*model\.so"):
+        export_aoti(model, tmp_path / "model.so")
+    assert not list(tmp_path.iterdir())
