@@ -32,7 +32,7 @@ class Demo:
 
     output: Path = Path("ssd-fast-demo")
     """Folder for detections.png, training.png, metrics.json and weights.safetensors."""
-    steps: int = 500
+    steps: int = 400
     """Training steps of 8 scenes."""
     scenes: int = 200
     """Held-out scenes to evaluate on."""
