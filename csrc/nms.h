@@ -16,19 +16,6 @@
 
 namespace ssd_fast {
 
-// The largest float32 that is not above `value`. A float32 exceeds one exactly when it exceeds the
-// other, so comparing with the result compares with `value` as real numbers.
-inline float round_down(double value) {
-  const float nearest = static_cast<float>(value);
-  if (static_cast<double>(nearest) <= value) return nearest;
-  return std::nextafter(nearest, -std::numeric_limits<float>::infinity());
-}
-
-inline bool is_finite(const Box& box) {
-  return std::isfinite(box.x1) && std::isfinite(box.y1) && std::isfinite(box.x2) &&
-         std::isfinite(box.y2);
-}
-
 // Sorting these in ascending order sorts by score, best first, then by index. -0.0 equals 0.0.
 inline uint64_t score_key(float score, uint32_t index) {
   const uint32_t bits = float_to_bits(score + 0.0f);
@@ -140,7 +127,7 @@ inline std::vector<int64_t> nms(const float* boxes, const float* scores, const i
   std::vector<uint64_t> order;
   order.reserve(n);
   for (int64_t i = 0; i < n; ++i) {
-    if (std::isfinite(scores[i]) && is_finite(box_at(boxes, i))) {
+    if (is_finite(scores[i]) && is_finite(box_at(boxes, i))) {
       order.push_back(score_key(scores[i], static_cast<uint32_t>(i)));
     }
   }
