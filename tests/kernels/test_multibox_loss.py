@@ -13,12 +13,12 @@ from ssd_fast.cross_entropy import background_key, cross_entropy
 from ssd_fast.kernels.multibox_loss import launch_multibox_loss
 from ssd_fast.kernels.multibox_loss_backward import launch_multibox_loss_backward
 from ssd_fast.ops._levels import join_levels
-from ssd_fast.ops.multibox_loss import (
-    _backward_reference,
+from ssd_fast.ops._multibox import (
     _box_residuals,
     _class_targets,
-    _forward_reference,
-    _image_weights,
+    backward_reference,
+    forward_reference,
+    image_weights,
 )
 from ssd_fast.testing import (
     as_maps,
@@ -104,7 +104,7 @@ def test_equals_reference(kernel_device, case) -> None:
         *inputs, *options, block=case.block, selection_block=case.selection_block
     )
     cpu = [[t.cpu() for t in x] if isinstance(x, list) else x.cpu() for x in inputs]
-    *_, expected_positives, expected = _forward_reference(*cpu, *options)
+    *_, expected_positives, expected = forward_reference(*cpu, *options)
     code, priors = code.cpu(), cpu[2]
     assert torch.equal(positives.cpu(), expected_positives)
     rows = join_levels(cpu[0], cpu[1])
@@ -114,7 +114,7 @@ def test_equals_reference(kernel_device, case) -> None:
     # Given the decisions, values agree with float64.
     deltas64, logits64 = (x.double() for x in rows)
     boxes, labels, offsets = cpu[3:]
-    weight = _image_weights(expected_positives, case.normalizer)
+    weight = image_weights(expected_positives, case.normalizer)
     image, residual = _box_residuals(
         deltas64, priors.double(), boxes.double(), offsets, code, options[7]
     )
@@ -131,7 +131,7 @@ def test_equals_reference(kernel_device, case) -> None:
         *(x.to(kernel_device) for x in scales), *inputs, code.to(kernel_device), positives,
         *options[6:], block=case.block,
     )  # fmt: skip
-    expected_gradients = _backward_reference(
+    expected_gradients = backward_reference(
         *(x.double() for x in scales), _double(deltas), _double(logits), priors.double(),
         boxes.double(), labels, offsets, code, expected_positives, *options[6:],
     )  # fmt: skip
@@ -149,7 +149,7 @@ def test_infinite_and_nan_logits(kernel_device) -> None:
         deltas, logits, *targets = _inputs(case, kernel_device)
         logits[0][0, 7, 3] = value
         logits[0][0, 9, 0] = value
-        expected = _forward_reference([deltas[0].cpu()], [logits[0].cpu()],
+        expected = forward_reference([deltas[0].cpu()], [logits[0].cpu()],
                                       *(x.cpu() for x in targets), *_options(case))  # fmt: skip
         actual = launch_multibox_loss(deltas, logits, *targets, *_options(case))
         assert torch.equal(actual[3].cpu(), expected[3])

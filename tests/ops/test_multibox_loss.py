@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.ops import match, mine, multibox_loss, multibox_loss_reference
-from ssd_fast.ops.multibox_loss import _backward_reference, _forward_reference
+from ssd_fast.ops._multibox import backward_reference, forward_reference
 from ssd_fast.testing import (
     SCENES,
     Objects,
@@ -133,7 +133,7 @@ def test_decisions_equal_reference(device, scene, full_count) -> None:
         if seed % 2:
             logits = logits.round()
         options = {"strict": seed % 3 == 0, "assign": seed % 3, "min_negatives": seed % 3}
-        expected = _forward_reference(
+        expected = forward_reference(
             *_operator_inputs([deltas], [logits], priors, objects, **options)
         )[3]
         moved = Objects(*(x.to(device) for x in objects))
@@ -372,7 +372,7 @@ def test_backward_equals_its_reference(device, normalizer) -> None:
     scales = torch.tensor(2.0), torch.tensor(3.0)
     rest = *inputs[:6], code, num_positives, *inputs[-4:-1], normalizer
     actual = torch.ops.ssd_fast.multibox_loss_backward.default(*scales, *rest)
-    expected = _backward_reference(*scales, *rest)
+    expected = backward_reference(*scales, *rest)
     for a, e in zip(actual[0] + actual[1], expected[0] + expected[1], strict=True):
         assert_close(a, e)
 
