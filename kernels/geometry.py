@@ -8,6 +8,8 @@ for bit on every device.
 import triton
 import triton.language as tl
 
+from ssd_fast.kernels.elementary import exp
+
 
 @triton.jit
 def load_box(
@@ -47,6 +49,30 @@ def box_iou(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2):
     # A NaN corner makes the union NaN. `/` would be div.full, off by two units in the last place.
     overlap = (width > 0) & (height > 0) & (inter > 0) & (union > 0)
     return tl.where(overlap, tl.math.div_rn(inter, tl.where(overlap, union, 1.0)), 0.0)
+
+
+@triton.jit
+def decode_box(
+    delta,  # four offsets
+    prior,  # corners
+    vx,
+    vy,
+    vw,
+    vh,
+    max_log_scale,
+):
+    """Corners that offsets lead to from a prior; NaN stays NaN."""
+    dx, dy, dw, dh = delta
+    px1, py1, px2, py2 = prior
+    pw = px2 - px1
+    ph = py2 - py1
+    cx = (dx * vx) * pw + (px1 + px2) * 0.5
+    cy = (dy * vy) * ph + (py1 + py2) * 0.5
+    log_w = dw * vw
+    log_h = dh * vh
+    half_w = exp(tl.where(log_w > max_log_scale, max_log_scale, log_w)) * pw * 0.5
+    half_h = exp(tl.where(log_h > max_log_scale, max_log_scale, log_h)) * ph * 0.5
+    return cx - half_w, cy - half_h, cx + half_w, cy + half_h
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """encode and decode: from boxes to the offsets that a head learns, and back.
 
-CPU csrc/cpu/decode.cpp   definitions ssd_fast/boxes.py   test tests/ops/test_decode.py
+CPU csrc/cpu/decode.cpp   GPU kernels/decode.py   definitions ssd_fast/boxes.py
+test tests/ops/test_decode.py
 """
 
 from collections.abc import Callable, Sequence
@@ -254,6 +255,7 @@ register(
     "(Tensor boxes, Tensor priors, float[] variances) -> Tensor",
     reference=encode_reference,
     fake=lambda boxes, priors, variances: boxes.new_empty(boxes.shape),
+    cuda="decode.launch_encode",
 )
 register(
     "decode",
@@ -262,4 +264,5 @@ register(
     fake=lambda deltas, priors, variances, max_log_scale: deltas.new_empty(
         deltas.shape, dtype=torch.float32
     ),
+    cuda="decode.launch_decode",
 )

@@ -24,6 +24,7 @@ pytest.importorskip("triton", reason="needs Triton")
 
 import triton
 
+from ssd_fast.kernels.decode import launch_decode, launch_encode
 from ssd_fast.kernels.match import launch_match
 from ssd_fast.kernels.mine import launch_mine
 from ssd_fast.kernels.multibox_loss import launch_multibox_loss
@@ -32,7 +33,7 @@ from ssd_fast.kernels.multibox_loss_backward import launch_multibox_loss_backwar
 ARCHITECTURES = (80, 90, 100)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Kernels whose integer results are equal on every device: one rounding an operation.
-EXACT = {"_claim_kernel", "_bipartite_kernel", "_match_kernel", "_mine_kernel"}
+EXACT = {"_claim_kernel", "_bipartite_kernel", "_match_kernel", "_mine_kernel", "_decode_kernel"}
 SSD300 = [(4, 38, 38), (6, 19, 19), (6, 10, 10), (6, 5, 5), (4, 3, 3), (4, 1, 1)]
 P = 8732
 POINTERS = {
@@ -101,7 +102,10 @@ def _all_launches(launches: list[Launch]) -> list[tuple[str, Launch]]:
     keep("float32")
     launch_mine(torch.zeros(2, 24564), torch.zeros(2, 24564).int(), 3.0, 0)
     keep("streamed")
+    launch_encode(torch.zeros(2, P, 4), torch.zeros(P, 4), (0.1, 0.2))
     for dtype in DTYPES:
+        launch_decode(torch.zeros(2, P, 4, dtype=dtype), torch.zeros(P, 4), (0.1, 0.2), 4.0)
+        keep(str(dtype).removeprefix("torch."))
         _step(_inputs(dtype))
         levels = [launch for launch in launches if "levels" in launch.arguments]
         launches[:] = levels if dtype != torch.float32 else launches

@@ -11,7 +11,14 @@ import torch
 import ssd_fast.kernels
 from ssd_fast.ops import _library
 
-OPERATORS = ["match", "mine", "multibox_loss", "multibox_loss_backward"]
+OPERATORS = [
+    "decode",
+    "encode",
+    "match",
+    "mine",
+    "multibox_loss",
+    "multibox_loss_backward",
+]
 
 
 @pytest.mark.parametrize("name", OPERATORS)
