@@ -106,10 +106,18 @@ def multibox_loss(
         background_index,
         normalizer,
     )
-    box_loss, class_loss, num_positives, _ = _MultiBoxLoss.apply(
-        options, len(delta_levels), priors, boxes, labels, offsets, *delta_levels, *logit_levels
-    )
+    inputs = (options, len(delta_levels), priors, boxes, labels, offsets)
+    maps = (*delta_levels, *logit_levels)
+    if torch.compiler.is_compiling() and not _needs_gradient(maps):
+        # Dynamo of torch 2.13 would hand the context of a Function to a forward of any length.
+        box_loss, class_loss, num_positives, _ = _MultiBoxLoss.forward(*inputs, *maps)
+    else:
+        box_loss, class_loss, num_positives, _ = _MultiBoxLoss.apply(*inputs, *maps)
     return box_loss, class_loss, num_positives
+
+
+def _needs_gradient(maps: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in maps)
 
 
 class _MultiBoxLoss(torch.autograd.Function):

@@ -10,12 +10,17 @@ PRIORS = torch.tensor([[0, 0, 0.5, 0.5], [0.4, 0.4, 1, 1], [0, 0, 0.45, 0.5]])
 BOXES, LABELS = torch.tensor([[0.1, 0, 0.5, 0.5]]), torch.tensor([1])
 OFFSETS = torch.tensor([0, 1])
 DELTAS = torch.linspace(-1, 1, 12).reshape(1, 3, 4)
+DELTAS_IN_TRAINING = DELTAS.clone().requires_grad_()
 LOGITS = torch.linspace(-2, 2, 9).sin().reshape(1, 3, 3)
 
 
-def _loss(x):
+def _loss(x, deltas=DELTAS):
     options = {"iou_threshold": x, "low_threshold": x / 2, "ratio": 3 * x, "beta": x}
-    return multibox_loss(DELTAS, LOGITS, PRIORS, BOXES, LABELS, OFFSETS, **options)
+    return multibox_loss(deltas, LOGITS, PRIORS, BOXES, LABELS, OFFSETS, **options)
+
+
+def _loss_with_gradient(x):
+    return _loss(x, DELTAS_IN_TRAINING)
 
 
 CALLS = {
@@ -26,6 +31,7 @@ CALLS = {
     "match": lambda x: match(PRIORS, BOXES, OFFSETS, iou_threshold=x, low_threshold=x / 2),
     "mine": lambda x: mine(LOGITS[..., 0], torch.tensor([[0, -1, -1]]).int(), ratio=3 * x),
     "multibox_loss": _loss,
+    "multibox_loss_with_gradient": _loss_with_gradient,
     "nms": lambda x: nms(PRIORS, PRIORS[:, 3], x),
     "nms_padded": lambda x: nms_padded(PRIORS, PRIORS[:, 3], x),
 }
@@ -33,9 +39,6 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_compiles_without_a_graph_break(name):
-    if name == "multibox_loss" and torch.__version__ < "2.15":
-        # Seen to fail on 2.13 ("int + tuple") and to pass on 2.15; no version between was tried.
-        pytest.skip("symbolic options of the loss fail on torch 2.13: a known limit, not mended")
     torch.compiler.reset()
     call = CALLS[name]
     compiled = torch.compile(call, fullgraph=True, backend="eager")
