@@ -80,6 +80,12 @@ def _parse(arguments: Sequence[str]) -> _Command:
         description=_DESCRIPTION,
         args=list(arguments) or ["--help"],
     )
+    if isinstance(command, Train) and command.resume:
+        # Once more, on top of the saved options: only so is an option that was typed with its
+        # default's value told from one that was not typed.
+        command = tyro.cli(
+            Train, prog="ssd-fast train", args=list(arguments)[1:], default=command.resumed()
+        )
     return command
 
 

@@ -80,7 +80,8 @@ class Train:
         path = self.output / _CHECKPOINT
         if self.resume:
             saved = load_checkpoint(path)
-            return _Run(self._resumed(saved["options"]), saved).run()
+            self._check_unchanged(saved["options"])
+            return _Run(self, saved).run()
         if path.exists():
             raise ValueError(
                 f"{self.output} holds a run already: add --resume to go on with it, or name another"
@@ -89,24 +90,36 @@ class Train:
         output_folder(self.output)
         return _Run(self, None).run()
 
-    def _resumed(self, saved: dict[str, Any]) -> Train:
-        """The saved run's options, with those that may change from here."""
-        changed: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            own = getattr(self, field.name)
-            if own == field.default or field.name not in saved:
-                continue
-            if field.name in _FREE:
-                changed[field.name] = own
-            elif own != saved[field.name]:
-                option = "--" + field.name.replace("_", "-")
+    def resumed(self) -> Train:
+        """The options of the run in the output folder, on which those of the command line go.
+
+        Raises:
+            FileNotFoundError: there is no run in the folder.
+            ValueError: its checkpoint is damaged, or not of `ssd-fast train`.
+        """
+        from ssd_fast.cli.extras import require
+
+        require("training", "rich", "PIL", "defusedxml", "matplotlib", "safetensors")
+        from ssd_fast.engine.checkpoint import load_checkpoint
+
+        path = self.output / _CHECKPOINT
+        saved = load_checkpoint(path)
+        missing = {"options", "trainer", "class_names", "images", "seconds"} - saved.keys()
+        if missing:
+            raise ValueError(
+                f"{path} is no checkpoint of `ssd-fast train`: {', '.join(sorted(missing))} missing"
+            )
+        return Train(**saved["options"], output=self.output, resume=True)
+
+    def _check_unchanged(self, saved: dict[str, Any]) -> None:
+        """Raises ValueError for an option that a run cannot change on its way."""
+        for name, own in self.saved().items():
+            if name not in _FREE and own != saved[name]:
+                option = "--" + name.replace("_", "-")
                 raise ValueError(
-                    f"{option}: the run in {self.output} was started with {saved[field.name]}, not"
+                    f"{option}: the run in {self.output} was started with {saved[name]}, not"
                     f" {own}; leave the option out, or start a new run in another --output"
                 )
-        return dataclasses.replace(
-            self, **{**saved, **changed, "output": self.output, "resume": True}
-        )
 
     def saved(self) -> dict[str, Any]:
         """The options that a checkpoint keeps."""

@@ -16,10 +16,12 @@ __all__ = [
     "as_levels",
     "check_boxes",
     "check_choice",
+    "check_count",
     "check_device",
     "check_levels",
     "check_number",
     "check_targets",
+    "check_threshold",
     "describe",
 ]
 
@@ -97,15 +99,40 @@ def check_device(**tensors: Tensor | None) -> None:
 
 def check_number(name: str, value: float, *, low: float, high: float = math.inf) -> None:
     """Raises ValueError unless ``low <= value <= high`` and the value is finite."""
-    # Comparisons alone: torch.compile traces them where the number is symbolic, and no math.isinf.
-    if not low <= value <= high or value == math.inf:
+    if not _is_between(low, value, high) or value == math.inf:
         bounds = f">= {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{name}: expected a finite number {bounds}, got {value}")
+        raise ValueError(f"{name}: expected a finite number {bounds}, got {_shown(value)}")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raises ValueError unless the value is a whole number from 0 to 2**31 - 1."""
+    if not isinstance(value, int | torch.SymInt) or not 0 <= value < 2**31:
+        raise ValueError(
+            f"{name}: expected a whole number from 0 to {2**31 - 1}, got {_shown(value)}"
+        )
+
+
+def check_threshold(name: str, value: float) -> None:
+    """Raises ValueError unless the value is a number other than NaN."""
+    if not _is_between(-math.inf, value, math.inf):
+        raise ValueError(f"{name}: expected a number, usually from 0 to 1, got {_shown(value)}")
+
+
+def _is_between(low: float, value: float, high: float) -> bool:
+    # Comparisons alone: torch.compile traces them where the number is symbolic, and no math.isinf.
+    try:
+        return low <= value <= high
+    except TypeError:  # a string, None, a list
+        return False
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, int | float) else describe(value)
 
 
 def check_choice(name: str, value: str, choices: dict[str, int]) -> int:
     """The number that stands for a word in a schema; ValueError names the words."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         words = ", ".join(repr(word) for word in choices)
         raise ValueError(f"{name}: expected one of {words}, got {value!r}")
     return choices[value]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ssd_fast.assignment import HARD_NEGATIVE, match_batch, mine_batch, valid_objects
 from ssd_fast.boxes import encode_boxes, four_variances
 from ssd_fast.cross_entropy import background_key, cross_entropy, relative_exponentials
-from ssd_fast.ops._arguments import check_choice, check_number
+from ssd_fast.ops._arguments import check_choice, check_count, check_number
 from ssd_fast.ops._levels import join_levels, split_rows
 
 __all__ = [
@@ -59,7 +59,7 @@ def loss_options(
     if low_threshold is not None:
         check_number("low_threshold", low_threshold, low=0, high=iou_threshold)
     check_number("ratio", ratio, low=0, high=torch.finfo(torch.float32).max)
-    check_number("min_negatives", min_negatives, low=0)
+    check_count("min_negatives", min_negatives)
     check_number("beta", beta, low=0)
     return (
         iou_threshold,

@@ -14,9 +14,10 @@ from ssd_fast.detections import Detections
 from ssd_fast.ops._arguments import (
     as_levels,
     check_boxes,
+    check_count,
     check_device,
     check_levels,
-    check_number,
+    check_threshold,
     describe,
 )
 from ssd_fast.ops._levels import join_levels
@@ -190,7 +191,10 @@ def _bounds(clip: Clip, batch: int, priors: Tensor) -> tuple[list[float] | None,
             )
         check_device(priors=priors, clip=clip)
         return None, clip
-    bounds = [float(bound) for bound in clip]
+    try:
+        bounds = [float(bound) for bound in clip]
+    except (TypeError, ValueError):
+        bounds = []
     if len(bounds) != 4 or not (bounds[0] <= bounds[2] and bounds[1] <= bounds[3]):
         raise ValueError(
             f"clip: expected 4 numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, or a (B, 4) "
@@ -202,11 +206,10 @@ def _bounds(clip: Clip, batch: int, priors: Tensor) -> tuple[list[float] | None,
 def _check(
     logits: int, score_threshold: float, top_k: int, iou_threshold: float, max_detections: int
 ) -> None:
-    for name, threshold in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
-        if threshold != threshold:
-            raise ValueError(f"{name}: expected a number, usually from 0 to 1, got nan")
-    check_number("top_k", top_k, low=0)
-    check_number("max_detections", max_detections, low=0)
+    check_threshold("score_threshold", score_threshold)
+    check_threshold("iou_threshold", iou_threshold)
+    check_count("top_k", top_k)
+    check_count("max_detections", max_detections)
     if logits > 2**32:
         raise ValueError(
             f"logits: expected at most 2**32 numbers an image, got {logits}; detect fewer classes "

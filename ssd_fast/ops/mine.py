@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.assignment import mine_batch
-from ssd_fast.ops._arguments import check_device, check_number, describe
+from ssd_fast.ops._arguments import check_count, check_device, check_number, describe
 from ssd_fast.ops._library import register
 
 __all__ = ["mine", "mine_reference"]
@@ -40,7 +40,7 @@ def mine(loss: Tensor, match: Tensor, *, ratio: float = 3.0, min_negatives: int 
         raise ValueError(f"match: expected {tuple(loss.shape)} int32, got {describe(match)}")
     check_device(loss=loss, match=match)
     check_number("ratio", ratio, low=0, high=torch.finfo(torch.float32).max)
-    check_number("min_negatives", min_negatives, low=0)
+    check_count("min_negatives", min_negatives)
     selected: Tensor = torch.ops.ssd_fast.mine.default(loss, match, ratio, min_negatives)
     return selected
 

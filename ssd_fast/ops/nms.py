@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from ssd_fast.boxes import greedy_nms
-from ssd_fast.ops._arguments import LOGIT_DTYPES, check_device, check_vector, describe
+from ssd_fast.ops._arguments import (
+    LOGIT_DTYPES,
+    check_device,
+    check_threshold,
+    check_vector,
+    describe,
+)
 from ssd_fast.ops._library import register
 
 __all__ = [
@@ -138,8 +144,7 @@ def _check(boxes: Tensor, scores: Tensor, iou_threshold: float, idxs: Tensor | N
                 f"idxs: expected ({boxes.size(0)},), one for each box, got {describe(idxs)}"
             )
     check_device(boxes=boxes, scores=scores, idxs=idxs)
-    if iou_threshold != iou_threshold:
-        raise ValueError("iou_threshold: expected a number, usually from 0 to 1, got nan")
+    check_threshold("iou_threshold", iou_threshold)
 
 
 def _fake_kept(boxes: Tensor, *_: object) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssd_fast.engine.checkpoint import load_checkpoint
+from ssd_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from ssd_fast.engine.trainer import Trainer
 
 TINY = ("--width", 0.03, "--batch-size", 2, "--steps", 4, "--precision", "float32", "--warmup", 1)
@@ -109,9 +109,20 @@ def test_resuming_with_other_options_is_refused(
     assert result.status == 2
     assert "--learning-rate: the run in" in result.err
     assert "was started with 0.003, not 0.1" in result.err
+    # Typed with the value that is the default, and not the run's.
+    result = ssd_fast(*again, "--batch-size", 8)
+    assert result.status == 2
+    assert "--batch-size: the run in" in result.err
     result = ssd_fast(*again, "--data", "shapes")
     assert result.status == 2
     assert "was started on 4 images of" in result.err
+
+
+def test_a_checkpoint_of_something_else_is_refused(ssd_fast: Callable, tmp_path: Path):
+    save_checkpoint(tmp_path / "checkpoint.pt", {"trainer": {}})
+    result = ssd_fast("train", "--resume", "--output", tmp_path)
+    assert result.status == 2
+    assert "no checkpoint of `ssd-fast train`: class_names, images, options" in result.err
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(

@@ -425,6 +425,8 @@ MAP_D, MAP_L = torch.zeros(2, 12, 1, 1), torch.zeros(2, 15, 1, 1)
         ({}, {"normalizer": "batch"}, "normalizer: expected one of 'positives', 'image', 'none'"),
         ({}, {"beta": -1.0}, "beta: expected .* got -1.0"),
         ({}, {"ratio": math.nan}, "ratio: expected .* got nan"),
+        ({}, {"ratio": "3"}, "ratio: expected .* got str '3'"),
+        ({}, {"min_negatives": 2.5}, "min_negatives: expected a whole number .* got 2.5"),
     ],
 )
 def test_rejects(changed, options, message) -> None:
