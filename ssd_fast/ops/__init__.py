@@ -3,6 +3,7 @@
 
 from ssd_fast.ops.decode import decode, decode_reference, encode, encode_reference
 from ssd_fast.ops.detect import detect, detect_reference
+from ssd_fast.ops.heads_loss import heads_loss, heads_loss_reference
 from ssd_fast.ops.match import match, match_reference
 from ssd_fast.ops.mine import mine, mine_reference
 from ssd_fast.ops.multibox_loss import multibox_loss, multibox_loss_reference
@@ -24,6 +25,8 @@ __all__ = [
     "detect_reference",
     "encode",
     "encode_reference",
+    "heads_loss",
+    "heads_loss_reference",
     "match",
     "match_reference",
     "mine",

@@ -27,16 +27,16 @@ NORMALIZER = {"positives": 0, "image": 1, "none": 2}
 
 
 def loss_options(
-    iou_threshold: float,
-    low_threshold: float | None,
-    strict: bool,
-    assign: str,
-    ratio: float,
-    min_negatives: int,
-    beta: float,
-    variances: Sequence[float],
-    background_index: int,
-    normalizer: str,
+    iou_threshold: float = 0.5,
+    low_threshold: float | None = None,
+    strict: bool = False,
+    assign: str = "last",
+    ratio: float = 3.0,
+    min_negatives: int = 0,
+    beta: float = 1.0,
+    variances: Sequence[float] = (0.1, 0.2),
+    background_index: int = 0,
+    normalizer: str = "positives",
 ) -> tuple[Any, ...]:
     """The options of the loss, checked, as the schemas take them.
 
