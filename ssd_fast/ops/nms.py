@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """nms, batched_nms, nms_padded: greedy non-maximum suppression, equal on every device.
 
-CPU csrc/cpu/nms.cpp   definition ssd_fast/boxes.py   test tests/ops/test_nms.py
+CPU csrc/cpu/nms.cpp   CUDA csrc/cuda/nms.cu   test tests/ops/test_nms.py
 """
 
 import torch
