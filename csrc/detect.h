@@ -6,8 +6,11 @@
 // its logit exceeds the background's by more than log(t / (1 - t)). The rest gets its softmax.
 // Candidates of all classes are then visited in one order, best first, only as many as it takes:
 // a class takes part with its first top_k, and the visit ends with the last detection. Boxes of
-// different classes never meet, so that is what NMS class by class would keep. Of the candidates
-// only the best are collected; should they all be visited, the next best are, from the logits.
+// different classes never meet, so that is what NMS class by class would keep.
+//
+// Where nearly every row passes that comparison (the first epoch), a sample of rows gives a floor
+// that about as many scores reach as it takes, and rows that stay below it are told by one
+// exponential a logit. Should all candidates be visited, the next best are, from the logits.
 #pragma once
 
 #include <algorithm>
@@ -15,13 +18,18 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
 #include "box.h"
 #include "decode.h"
-#include "nms.h"
+#include "instruction_set.h"
+#include "kept_boxes.h"
+#include "row_leads.h"
 #include "rows.h"
+#include "score_order.h"
+#include "score_row.h"
 #include "simd.h"
 
 namespace ssd_fast {
@@ -36,12 +44,23 @@ struct DetectOptions {
   float max_log_scale;
 };
 
-// Where the detections of an image go; each has room for max_detections.
-struct DetectionRows {
-  float* boxes;
-  float* scores;
-  int64_t* labels;
+struct DetectJob {
+  const Rows& deltas;
+  const Rows& logits;
+  const float* priors;  // (P, 4)
+  int64_t P;
+  DetectOptions options;
+  const float* clip;    // bounds of image 0, or null
+  int64_t clip_stride;  // floats to the bounds of the next image
+  float* boxes;         // (B, max_detections, 4), out
+  float* scores;        // (B, max_detections), out
+  int64_t* labels;      // (B, max_detections), out
+  int64_t* counts;      // (B,), out
 };
+
+SSD_FAST_PER_INSTRUCTION_SET(
+    // Detects in images `begin` to `end` of the batch.
+    void detect_images(const DetectJob& job, int64_t begin, int64_t end);)
 
 // How far a logit must exceed the background's for a score above `threshold`. Computed scores are
 // off by some 1e-6 of themselves, so the bound belongs to a threshold 1e-4 lower.
@@ -52,295 +71,295 @@ inline float logit_margin(float threshold) {
   return static_cast<float>(std::log(low / (1 - low)) - 1e-4);
 }
 
-// Four chains in place of one: they fill the registers and do not wait for each other.
-template <typename Combine>
-float reduce(const float* values, int64_t count, float start, const Combine& combine) {
-  float partial[4] = {start, start, start, start};
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4) {
-    for (int64_t k = 0; k < 4; ++k) partial[k] = combine(partial[k], values[i + k]);
-  }
-  for (; i < count; ++i) partial[0] = combine(partial[0], values[i]);
-  return combine(combine(partial[0], partial[1]), combine(partial[2], partial[3]));
+// As torch.clamp: NaN stays NaN, and a bound that is NaN makes NaN.
+inline float clamp(float value, float low, float high) {
+  if (std::isnan(low) || std::isnan(high)) return low + high;
+  value = value < low ? low : value;
+  return value > high ? high : value;
 }
 
-template <typename T>
-bool exceeds(const T* logits, int64_t begin, int64_t end, float reference, float margin) {
-  int32_t over = 0;
-  for (int64_t c = begin; c < end; ++c) over |= to_float(logits[c]) - reference > margin;
-  return over != 0;
-}
-
-// Rows of a level in which a class exceeds the background by more than `margin`, where the
-// logits of a row lie side by side. Adds `first` to their numbers.
-template <typename T>
-void find_rows(const Level& level, int64_t image, int64_t classes, int64_t background, float margin,
-               int64_t first, std::vector<int64_t>* found) {
-  const T* const data = static_cast<const T*>(level.data);
-  RowCursor cursor(level, image);
-  for (int64_t row = 0; row < level.rows; ++row) {
-    const T* const logits = data + cursor.next();
-    const float reference = to_float(logits[background]);
-    if (exceeds(logits, 0, background, reference, margin) ||
-        exceeds(logits, background + 1, classes, reference, margin)) {
-      found->push_back(first + row);
-    }
-  }
-}
-
-// The same for any strides: class by class along the cells of a map, which lie side by side in a
-// contiguous map.
-template <typename T>
-class CellScan {
- public:
-  CellScan(const Level& level, int64_t classes, int64_t background, float margin)
-      : level_(level), classes_(classes), background_(background), margin_(margin) {}
-
-  void find(int64_t image, int64_t first, std::vector<int64_t>* found) {
-    const int64_t cells = level_.rows / level_.anchors, width = level_.width;
-    const bool straight = cells == width || level_.y_stride == width * level_.x_stride;
-    const int64_t run = straight ? cells : width;
-    const T* const data = static_cast<const T*>(level_.data) + image * level_.batch_stride;
-    for (int64_t cell = 0; cell < cells;) {
-      const int64_t x = cell % run;
-      const int64_t count = std::min(kStrip, run - x);
-      const T* const start = data + (cell / run) * level_.y_stride + x * level_.x_stride;
-      for (int64_t anchor = 0; anchor < level_.anchors; ++anchor) {
-        compare(start + anchor * level_.anchor_stride, count);
-        report(first + cell * level_.anchors + anchor, count, found);
-      }
-      cell += count;
-    }
-  }
-
- private:
-  // For each of `count` cells: how far the best class exceeds the background.
-  void compare(const T* cells, int64_t count) {
-    std::fill(lead_, lead_ + count, -std::numeric_limits<float>::infinity());
-    for (int64_t c = 0; c < classes_; ++c) {
-      if (c != background_) {
-        along(cells + c * level_.channel_stride, count,
-              [](float best, float logit) { return logit > best ? logit : best; });
-      }
-    }
-    along(cells + background_ * level_.channel_stride, count,
-          [](float best, float reference) { return best - reference; });
-  }
-
-  template <typename Combine>
-  void along(const T* logits, int64_t count, const Combine& combine) {
-    if (level_.x_stride == 1) {
-      for (int64_t i = 0; i < count; ++i) lead_[i] = combine(lead_[i], to_float(logits[i]));
-    } else {
-      const int64_t stride = level_.x_stride;
-      for (int64_t i = 0; i < count; ++i)
-        lead_[i] = combine(lead_[i], to_float(logits[i * stride]));
-    }
-  }
-
-  void report(int64_t first, int64_t count, std::vector<int64_t>* found) const {
-    constexpr int64_t kBlock = 32;
-    for (int64_t begin = 0; begin < count; begin += kBlock) {
-      const int64_t end = std::min(begin + kBlock, count);
-      int32_t over = 0;
-      for (int64_t i = begin; i < end; ++i) over |= lead_[i] > margin_;
-      if (over == 0) continue;
-      for (int64_t i = begin; i < end; ++i) {
-        if (lead_[i] > margin_) found->push_back(first + i * level_.anchors);
-      }
-    }
-  }
-
-  static constexpr int64_t kStrip = 2048;  // 8 KiB of leads stay in the first cache
-  const Level& level_;
-  const int64_t classes_, background_;
-  const float margin_;
-  float lead_[kStrip];
-};
-
-// The `capacity` best (smallest) of the keys above `visited` that are offered.
+// The best of the keys above `visited` that are offered, kMost of them or some more.
 class BestKeys {
  public:
-  BestKeys(uint64_t visited, size_t capacity) : visited_(visited), capacity_(capacity) {}
+  static constexpr size_t kMost = 2048;
+
+  // Forgets all keys; those up to `visited`, or of a score below `floor`, are not taken.
+  void reset(uint64_t visited, float floor) {
+    visited_ = visited;
+    limit_ = std::numeric_limits<uint64_t>::max();
+    floor_ = floor;
+    keys_.clear();
+    keys_.reserve(2 * kMost);
+  }
 
   void offer(uint64_t key) {
     if (key <= visited_ || key >= limit_) return;
     keys_.push_back(key);
-    if (keys_.size() == 2 * capacity_) shrink();
+    if (keys_.size() == 2 * kMost) shrink(kMost);
   }
 
-  // No key of a lower score can still be among the best.
-  float lowest_score() const { return lowest_score_; }
-
-  // Sorts the keys, best first. Returns whether any had to be left out.
-  bool finish() {
-    if (keys_.size() > capacity_) shrink();
-    std::sort(keys_.begin(), keys_.end());
-    return limit_ != std::numeric_limits<uint64_t>::max();
-  }
-
-  const std::vector<uint64_t>& keys() const { return keys_; }
-
- private:
-  void shrink() {
-    const auto last = keys_.begin() + static_cast<int64_t>(capacity_);
+  // Leaves out all but the `count` best.
+  void shrink(size_t count) {
+    if (keys_.size() <= count) return;
+    const auto last = keys_.begin() + static_cast<int64_t>(count);
     std::nth_element(keys_.begin(), last, keys_.end());
     limit_ = *last;
-    lowest_score_ = score_of(limit_);
+    floor_ = score_of(limit_);
     keys_.erase(last, keys_.end());
   }
 
-  uint64_t visited_;
-  size_t capacity_;
-  uint64_t limit_ = std::numeric_limits<uint64_t>::max();
-  float lowest_score_ = -std::numeric_limits<float>::infinity();
+  // No key of a lower score can still be among the best.
+  float floor() const { return floor_; }
+
+  // What all scores exceed that can still be among the best.
+  float below() const {
+    return floor_ > 0 ? bits_to_float(float_to_bits(floor_) - 1)
+                      : -std::numeric_limits<float>::infinity();
+  }
+
+  bool has_left_out() const { return limit_ != std::numeric_limits<uint64_t>::max(); }
+
+  // Sorts the keys, best first.
+  const std::vector<uint64_t>& sorted() {
+    sorter_.sort(keys_);
+    return keys_;
+  }
+
+ private:
+  uint64_t visited_ = 0;
+  uint64_t limit_ = 0;
+  float floor_ = 0;
   std::vector<uint64_t> keys_;
+  KeySorter sorter_;
 };
 
-// Finds the detections of images, one after the other; a thread needs one of these.
+}  // namespace ssd_fast
+
+namespace ssd_fast::SSD_FAST_ISA {
+
+// Finds the detections of images, one after the other; keeps its scratch memory between them.
 class Detector {
  public:
-  Detector(const Rows& deltas, const Rows& logits, const float* priors,
-           const DetectOptions& options)
-      : deltas_(deltas),
-        logits_(logits),
-        priors_(priors),
-        options_(options),
-        margin_(logit_margin(options.score_threshold)),
-        kept_(logits.channels),
-        seen_(logits.channels),
-        row_((logits.channels + kLanes - 1) / kLanes * kLanes) {
-    for (const Level& level : logits.levels) {
-      starts_.push_back(num_priors_);
-      num_priors_ += level.rows;
+  // Prepares for a job, which must outlive the detection.
+  void reset(const DetectJob& job) {
+    job_ = &job;
+    margin_ = logit_margin(job.options.score_threshold);
+    starts_.clear();
+    int64_t start = 0;
+    for (const Level& level : job.logits.levels) {
+      starts_.push_back(start);
+      start += level.rows;
+    }
+    row_.resize(job.logits.channels);
+  }
+
+  // Writes the detections of an image, at most max_detections.
+  void detect(int64_t image) {
+    const DetectOptions& options = job_->options;
+    const int64_t K = options.max_detections;
+    const int64_t count = options.top_k == 0 || K == 0 ? 0 : find(image);
+    const int64_t row = image * K;
+    std::fill(job_->boxes + 4 * (row + count), job_->boxes + 4 * (row + K), 0.0f);
+    std::fill(job_->scores + row + count, job_->scores + row + K, 0.0f);
+    std::fill(job_->labels + row + count, job_->labels + row + K, 0);
+    job_->counts[image] = count;
+  }
+
+ private:
+  static constexpr float kNoFloor = -std::numeric_limits<float>::infinity();
+
+  int64_t find(int64_t image) {
+    const int64_t classes = job_->logits.channels;
+    const DetectOptions& options = job_->options;
+    kept_.reset(classes);
+    seen_.assign(static_cast<size_t>(classes), 0);
+    open_.assign(static_cast<size_t>(classes + ScoreRow::kPartial), 0);
+    std::fill(open_.begin(), open_.begin() + classes, 1);
+    open_[options.background] = 0;
+
+    int64_t count = 0;
+    uint64_t visited = 0;  // no key is this small
+    bool is_crowded = false;
+    constexpr int64_t kMany = int64_t{1} << 40;
+    for (int64_t wanted = BestKeys::kMost / 2;; wanted = std::min(8 * wanted, kMany)) {
+      best_.reset(visited, kNoFloor);
+      if (!is_crowded && !collect_few(image)) is_crowded = true;
+      float floor = kNoFloor;
+      if (is_crowded) {
+        floor = sampled_floor(image, visited, wanted);
+        best_.reset(visited, floor);
+        collect(image, floor);
+      }
+      for (const uint64_t key : best_.sorted()) {
+        if (count == options.max_detections) return count;
+        count += visit(key, image, count);
+        visited = key;
+      }
+      if (!best_.has_left_out() && floor == kNoFloor) return count;
     }
   }
 
-  // Writes the detections of an image, at most max_detections, and returns how many there are.
-  // `clip` is 4 bounds or null.
-  int64_t detect(int64_t image, const float* clip, const DetectionRows& out) {
-    if (options_.top_k == 0) return 0;
-    kept_.clear();
-    std::fill(seen_.begin(), seen_.end(), 0);
-    int64_t count = 0;
-    uint64_t visited = 0;  // no key is this small
-    bool more = true;
-    for (size_t capacity = 1024; more && count < options_.max_detections; capacity *= 4) {
-      best_ = BestKeys(visited, capacity);
-      collect(image);
-      more = best_.finish();
-      for (const uint64_t key : best_.keys()) {
-        if (count == options_.max_detections) break;
-        count += visit(key, image, clip, count, out);
-        visited = key;
+  // Calls visit(level, first, type) for each level and its first prior, `type` a null pointer of
+  // the logits' type, as long as it returns true; returns whether all were visited.
+  template <typename Visit>
+  bool visit_levels(const Visit& visit) const {
+    bool go_on = true;
+    visit_dtype(job_->logits.dtype, [&](auto* type) {
+      for (size_t l = 0; l < starts_.size() && go_on; ++l) {
+        const Level& level = job_->logits.levels[l];
+        if (level.rows > 0) go_on = visit(level, starts_[l], type);
       }
+    });
+    return go_on;
+  }
+
+  // Offers all scores above the threshold; gives up, and returns false, where these come of a
+  // large part of the rows.
+  bool collect_few(int64_t image) {
+    constexpr int64_t kFew = 512;
+    int64_t offered = 0, scanned = 0;
+    return visit_levels([&](const Level& level, int64_t first, auto* type) {
+      auto& leads = leads_of(type);
+      leads.reset(level, job_->logits.channels, job_->options.background);
+      return leads.template scan<false>(image, [&](const auto& number, Floats lead, Floats) {
+        uint32_t lanes = lanes_of(lead >= margin_);
+        scanned += kLanes;
+        if (lanes == 0) return true;
+        offered += offer_rows(level, first, image, number, lanes, type);
+        return offered < kFew + scanned / 4;
+      });
+    });
+  }
+
+  // Offers all scores above the threshold that reach the floor.
+  void collect(int64_t image, float floor) {
+    const float bound = floor * (1 - 1e-4f);  // more than the rounding of sums and exponentials
+    visit_levels([&](const Level& level, int64_t first, auto* type) {
+      auto& leads = leads_of(type);
+      leads.reset(level, job_->logits.channels, job_->options.background);
+      return leads.template scan<true>(image, [&](const auto& number, Floats lead, Floats sum) {
+        const uint32_t lanes =
+            lanes_of((lead >= margin_) & ~(exp(lead) < bound * sum));  // a NaN decides nothing
+        offer_rows(level, first, image, number, lanes, type);
+        return true;
+      });
+    });
+  }
+
+  // A floor that about `wanted` scores behind `visited` reach, or none where fewer are left.
+  float sampled_floor(int64_t image, uint64_t visited, int64_t wanted) {
+    constexpr int64_t kSample = 256;
+    const int64_t step = job_->P / kSample;
+    const size_t rank = static_cast<size_t>(wanted / std::max<int64_t>(step, 1));
+    if (step < 2 || rank >= BestKeys::kMost) return kNoFloor;
+    best_.reset(visited, kNoFloor);
+    visit_levels([&](const Level& level, int64_t first, auto* type) {
+      // Rows `step` apart, counted over all levels.
+      for (int64_t row = (step - first % step) % step; row < level.rows; row += step) {
+        offer_rows(level, first, image, [row](int) { return row; }, 1, type);
+      }
+      return true;
+    });
+    best_.shrink(rank);
+    // A floor too low for exact comparisons is none.
+    return best_.has_left_out() && best_.floor() > 1e-30f ? best_.floor() : kNoFloor;
+  }
+
+  // Offers the scores of the rows number(lane) of a level; returns how many rows there are.
+  template <typename T, typename Number>
+  int64_t offer_rows(const Level& level, int64_t first, int64_t image, const Number& number,
+                     uint32_t lanes, T*) {
+    int64_t count = 0;
+    const float above = std::max(job_->options.score_threshold, best_.below());
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int64_t row = number(__builtin_ctz(lanes));
+      if (row < 0) break;
+      ++count;
+      const T* const logits = static_cast<const T*>(level.data) + level.offset(image, row);
+      const int64_t prior = first + row;
+      bool is_candidate = false;
+      row_.scores(
+          logits, level.channel_stride, above, open_.data(),
+          [&](int64_t c, Floats score, uint32_t classes) {
+            is_candidate = true;
+            for (; classes != 0; classes &= classes - 1) {
+              const int k = __builtin_ctz(classes);
+              best_.offer(score_key(score[k], static_cast<uint32_t>((c + k) * job_->P + prior)));
+            }
+          });
+      if (is_candidate) prefetch(image, prior);
     }
     return count;
   }
 
- private:
-  // Offers the keys of all scores above the threshold to best_.
-  void collect(int64_t image) {
-    visit_dtype(logits_.dtype, [&](auto* type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      for (size_t l = 0; l < logits_.levels.size(); ++l) {
-        const Level& level = logits_.levels[l];
-        if (level.rows == 0) continue;
-        find_survivors<T>(level, image, starts_[l]);
-        const T* const data = static_cast<const T*>(level.data);
-        for (const int64_t prior : survivors_) {
-          load_row(data + level.offset(image, prior - starts_[l]), level.channel_stride,
-                   logits_.channels, row_.data());
-          offer_scores(prior);
-        }
-      }
-    });
-  }
-
-  template <typename T>
-  void find_survivors(const Level& level, int64_t image, int64_t first) {
-    survivors_.clear();
-    if (std::isinf(margin_)) {
-      for (int64_t row = 0; row < level.rows; ++row) survivors_.push_back(first + row);
-    } else if (level.channel_stride == 1) {
-      find_rows<T>(level, image, logits_.channels, options_.background, margin_, first,
-                   &survivors_);
-    } else {
-      CellScan<T>(level, logits_.channels, options_.background, margin_)
-          .find(image, first, &survivors_);
-    }
-  }
-
-  // Softmax of the logits in row_; what exceeds the threshold is offered. A NaN or +inf logit
-  // makes all scores NaN, and NaN exceeds nothing.
-  void offer_scores(int64_t prior) {
-    const int64_t classes = logits_.channels;
-    const float largest = reduce(row_.data(), classes, -std::numeric_limits<float>::infinity(),
-                                 [](float a, float b) { return b > a ? b : a; });
-    std::fill(row_.begin() + classes, row_.end(), largest);
-    for (size_t c = 0; c < row_.size(); c += kLanes) {
-      store(&row_[c], exp(load(&row_[c]) - largest));
-    }
-    const float sum = reduce(row_.data(), classes, 0.0f, [](float a, float b) { return a + b; });
-    // No score of the row is above 1 / sum.
-    if (!(1 / sum > options_.score_threshold) || 1 / sum < best_.lowest_score()) return;
-    for (int64_t c = 0; c < classes; ++c) {
-      const float score = row_[c] / sum;
-      if (score > options_.score_threshold && c != options_.background) {
-        best_.offer(score_key(score, static_cast<uint32_t>(c * num_priors_ + prior)));
-      }
+  // Starts to read what `visit` will want.
+  void prefetch(int64_t image, int64_t prior) const {
+    __builtin_prefetch(job_->priors + 4 * prior);
+    const auto [level, offset] = deltas_of(image, prior);
+    const int64_t size = job_->deltas.dtype == Dtype::kFloat32 ? 4 : 2;
+    for (int k = 0; k < (level->channel_stride == 1 ? 1 : 4); ++k) {
+      __builtin_prefetch(static_cast<const char*>(level->data) +
+                         size * (offset + k * level->channel_stride));
     }
   }
 
   // Writes the candidate as detection number `count` if it is one.
-  bool visit(uint64_t key, int64_t image, const float* clip, int64_t count,
-             const DetectionRows& out) {
-    const int64_t index = static_cast<uint32_t>(key);
-    const int64_t label = index / num_priors_, prior = index % num_priors_;
-    if (++seen_[label] > options_.top_k) return false;
+  bool visit(uint64_t key, int64_t image, int64_t count) {
+    const DetectOptions& options = job_->options;
+    const uint32_t index = static_cast<uint32_t>(key);
+    const int64_t label = index / static_cast<uint32_t>(job_->P);
+    const int64_t prior = index - label * job_->P;
+    if (seen_[label] == options.top_k) return false;
+    if (++seen_[label] == options.top_k) open_[label] = 0;
     Box box = decode(image, prior);
-    if (clip != nullptr) {
+    if (job_->clip != nullptr) {
+      const float* const clip = job_->clip + image * job_->clip_stride;
       box = {clamp(box.x1, clip[0], clip[2]), clamp(box.y1, clip[1], clip[3]),
              clamp(box.x2, clip[0], clip[2]), clamp(box.y2, clip[1], clip[3])};
     }
-    if (!is_finite(box) || !kept_.keep(label, box, options_.iou_threshold)) return false;
-    std::memcpy(out.boxes + 4 * count, &box, sizeof(box));
-    out.scores[count] = score_of(key);
-    out.labels[count] = label;
+    if (!is_finite(box) || !kept_.keep(label, box, options.iou_threshold)) return false;
+    const int64_t row = image * options.max_detections + count;
+    std::memcpy(job_->boxes + 4 * row, &box, sizeof(box));
+    job_->scores[row] = score_of(key);
+    job_->labels[row] = label;
     return true;
   }
 
   Box decode(int64_t image, int64_t prior) const {
-    const size_t l = static_cast<size_t>(std::upper_bound(starts_.begin(), starts_.end(), prior) -
-                                         starts_.begin() - 1);
-    const Level& level = deltas_.levels[l];
-    const int64_t offset = level.offset(image, prior - starts_[l]);
+    const auto [level, offset] = deltas_of(image, prior);
     float delta[4];
-    visit_dtype(deltas_.dtype, [&](auto* type) {
-      load_row(static_cast<decltype(type)>(level.data) + offset, level.channel_stride, 4, delta);
+    visit_dtype(job_->deltas.dtype, [&, level = level, offset = offset](auto* type) {
+      load_row(static_cast<decltype(type)>(level->data) + offset, level->channel_stride, 4, delta);
     });
-    return decode_box(delta, box_at(priors_, prior), options_.variances, options_.max_log_scale);
+    return decode_box(delta, box_at(job_->priors, prior), job_->options.variances,
+                      job_->options.max_log_scale);
   }
 
-  // As torch.clamp: NaN stays NaN, and a bound that is NaN makes NaN.
-  static float clamp(float value, float low, float high) {
-    if (std::isnan(low) || std::isnan(high)) return low + high;
-    value = value < low ? low : value;
-    return value > high ? high : value;
+  struct Place {
+    const Level* level;
+    int64_t offset;
+  };
+
+  Place deltas_of(int64_t image, int64_t prior) const {
+    size_t l = starts_.size() - 1;
+    while (prior < starts_[l]) --l;
+    const Level& level = job_->deltas.levels[l];
+    return {&level, level.offset(image, prior - starts_[l])};
   }
 
-  const Rows& deltas_;
-  const Rows& logits_;
-  const float* const priors_;
-  const DetectOptions options_;
-  const float margin_;
-  int64_t num_priors_ = 0;
+  RowLeads<float>& leads_of(float*) { return std::get<0>(leads_); }
+  RowLeads<Half>& leads_of(Half*) { return std::get<1>(leads_); }
+  RowLeads<BFloat16>& leads_of(BFloat16*) { return std::get<2>(leads_); }
+
+  const DetectJob* job_ = nullptr;
+  float margin_ = 0;
   std::vector<int64_t> starts_;  // first prior of each level
+  std::tuple<RowLeads<float>, RowLeads<Half>, RowLeads<BFloat16>> leads_;
+  ScoreRow row_;
+  BestKeys best_;
   KeptBoxes kept_;
   std::vector<int64_t> seen_;  // candidates visited of each class
-  std::vector<float> row_;     // logits of a row, padded to whole lanes
-  std::vector<int64_t> survivors_;
-  BestKeys best_{0, 0};
+  std::vector<int32_t> open_;  // 1 for classes that may have further candidates, else 0
 };
 
-}  // namespace ssd_fast
+}  // namespace ssd_fast::SSD_FAST_ISA

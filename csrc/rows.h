@@ -96,6 +96,7 @@ struct Level {
 
   // Elements from `data` to the first channel of row `row` of image `image`.
   int64_t offset(int64_t image, int64_t row) const {
+    if (anchors == 1 && row < width) return image * batch_stride + row * x_stride;  // undivided
     const int64_t cell = row / anchors;
     return image * batch_stride + (cell / width) * y_stride + (cell % width) * x_stride +
            (row % anchors) * anchor_stride;

@@ -11,28 +11,22 @@ namespace ssd_fast {
 namespace {
 
 // The bounds of each image: 4 for all of them, 4 for each, or none.
-class Clip {
- public:
+struct Clip {
+  std::vector<float> bounds;
+  int64_t stride = 0;
+
   Clip(const std::optional<std::vector<double>>& all, const std::optional<Tensor>& each,
        int64_t batch) {
     if (all) {
       STD_TORCH_CHECK(all->size() == 4, "clip: expected 4 numbers");
-      bounds_.assign(all->begin(), all->end());
+      bounds.assign(all->begin(), all->end());
     } else if (each) {
       const Tensor boxes = contiguous_boxes(*each, "image_clip");
       STD_TORCH_CHECK(boxes.size(0) == batch, "image_clip: expected ", batch, " rows");
-      bounds_.assign(float_data(boxes), float_data(boxes) + 4 * batch);
-      stride_ = 4;
+      bounds.assign(float_data(boxes), float_data(boxes) + 4 * batch);
+      stride = 4;
     }
   }
-
-  const float* of(int64_t image) const {
-    return bounds_.empty() ? nullptr : bounds_.data() + stride_ * image;
-  }
-
- private:
-  std::vector<float> bounds_;
-  int64_t stride_ = 0;
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> detect_cpu(
@@ -58,22 +52,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> detect_cpu(
                               background_index,
                               scale_limit(max_log_scale)};
 
-  Tensor boxes = torch::stable::new_zeros(priors, {B, K, 4});
-  Tensor scores = torch::stable::new_zeros(priors, {B, K});
-  Tensor labels = torch::stable::new_zeros(priors, {B, K}, ScalarType::Long);
-  Tensor counts = torch::stable::new_zeros(priors, {B}, ScalarType::Long);
-  float* const box_data = static_cast<float*>(boxes.mutable_data_ptr());
-  float* const score_data = static_cast<float*>(scores.mutable_data_ptr());
-  int64_t* const label_data = static_cast<int64_t*>(labels.mutable_data_ptr());
-  int64_t* const count_data = static_cast<int64_t*>(counts.mutable_data_ptr());
-  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
-    Detector detector(heads.deltas, heads.logits, float_data(priors), options);
-    for (int64_t image = begin; image < end; ++image) {
-      const int64_t row = image * K;
-      count_data[image] = detector.detect(image, clip.of(image),
-                                          {box_data + 4 * row, score_data + row, label_data + row});
-    }
-  });
+  Tensor boxes = empty_tensor({B, K, 4}, ScalarType::Float);
+  Tensor scores = empty_tensor({B, K}, ScalarType::Float);
+  Tensor labels = empty_tensor({B, K}, ScalarType::Long);
+  Tensor counts = empty_tensor({B}, ScalarType::Long);
+  const DetectJob job{heads.deltas,
+                      heads.logits,
+                      float_data(priors),
+                      heads.priors,
+                      options,
+                      clip.bounds.empty() ? nullptr : clip.bounds.data(),
+                      clip.stride,
+                      static_cast<float*>(boxes.mutable_data_ptr()),
+                      static_cast<float*>(scores.mutable_data_ptr()),
+                      static_cast<int64_t*>(labels.mutable_data_ptr()),
+                      static_cast<int64_t*>(counts.mutable_data_ptr())};
+  const auto detect_images = SSD_FAST_KERNEL(detect_images);
+  torch::stable::parallel_for(0, B, 1,
+                              [&](int64_t begin, int64_t end) { detect_images(job, begin, end); });
   return {boxes, scores, labels, counts};
 }
 

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Boxes on a grid of 256 by 256, four bytes each: a few comparisons of bytes tell which of 64 may
+// touch another. Torch-free.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "box.h"
+#include "simd.h"
+
+namespace ssd_fast::SSD_FAST_ISA {
+
+struct CoarseBox {
+  uint8_t x1, y1, x2, y2;
+};
+
+// The cells of a box, by a function of each coordinate that never falls, rounding included: boxes
+// that touch share a cell.
+class CoarseGrid {
+ public:
+  CoarseGrid() = default;
+
+  // Of boxes whose corners lie within `bounds`.
+  explicit CoarseGrid(const Box& bounds)
+      : x_(bounds.x1),
+        y_(bounds.y1),
+        x_scale_(256 / (bounds.x2 - bounds.x1)),
+        y_scale_(256 / (bounds.y2 - bounds.y1)) {}
+
+  CoarseBox cells(const Box& box) const {
+    return {cell((box.x1 - x_) * x_scale_), cell((box.y1 - y_) * y_scale_),
+            cell((box.x2 - x_) * x_scale_), cell((box.y2 - y_) * y_scale_)};
+  }
+
+ private:
+  // An extent of zero or beyond float32 leaves NaN at its lower end: that is cell 0.
+  static uint8_t cell(float place) {
+    place = place > 0.0f ? place : 0.0f;
+    return static_cast<uint8_t>(place < 255.0f ? place : 255.0f);
+  }
+
+  float x_ = 0, y_ = 0, x_scale_ = 0, y_scale_ = 0;
+};
+
+// Cells of 64 boxes. A place not used yet is touched by next to nothing.
+struct CoarseBlock {
+  static constexpr int kBoxes = 64;
+  uint8_t x1[kBoxes], y1[kBoxes], x2[kBoxes], y2[kBoxes];
+
+  CoarseBlock() {
+    std::memset(x1, 255, sizeof(x1));
+    std::memset(y1, 255, sizeof(y1));
+    std::memset(x2, 0, sizeof(x2));
+    std::memset(y2, 0, sizeof(y2));
+  }
+
+  void set(int64_t place, const CoarseBox& box) {
+    x1[place] = box.x1;
+    y1[place] = box.y1;
+    x2[place] = box.x2;
+    y2[place] = box.y2;
+  }
+
+  // The boxes that may touch `box`, as bits.
+  uint64_t touching(const CoarseBox& box) const {
+#if defined(__AVX512BW__)
+    const auto all = [](uint8_t byte) { return _mm512_set1_epi8(static_cast<char>(byte)); };
+    __mmask64 lanes = _mm512_cmple_epu8_mask(_mm512_loadu_si512(x1), all(box.x2));
+    lanes = _mm512_mask_cmpge_epu8_mask(lanes, _mm512_loadu_si512(x2), all(box.x1));
+    lanes = _mm512_mask_cmple_epu8_mask(lanes, _mm512_loadu_si512(y1), all(box.y2));
+    return _mm512_mask_cmpge_epu8_mask(lanes, _mm512_loadu_si512(y2), all(box.y1));
+#else
+    typedef uint8_t Bytes __attribute__((vector_size(16)));
+    const auto load_bytes = [](const uint8_t* from) {
+      Bytes value;
+      std::memcpy(&value, from, sizeof(value));
+      return value;
+    };
+    uint64_t bits = 0;
+    for (int i = 0; i < kBoxes; i += 16) {
+      const auto lanes = (load_bytes(x1 + i) <= box.x2) & (load_bytes(x2 + i) >= box.x1) &
+                         (load_bytes(y1 + i) <= box.y2) & (load_bytes(y2 + i) >= box.y1);
+#if defined(__SSE2__)
+      bits |= uint64_t{static_cast<uint32_t>(_mm_movemask_epi8((__m128i)lanes))} << i;
+#else
+      for (int k = 0; k < 16; ++k) bits |= uint64_t{lanes[k] != 0} << (i + k);
+#endif
+    }
+    return bits;
+#endif
+  }
+};
+
+}  // namespace ssd_fast::SSD_FAST_ISA

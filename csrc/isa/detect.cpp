@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Detections for one instruction set.
+#include "../detect.h"
+
+namespace ssd_fast::SSD_FAST_ISA {
+
+void detect_images(const DetectJob& job, int64_t begin, int64_t end) {
+  thread_local Detector detector;
+  detector.reset(job);
+  for (int64_t image = begin; image < end; ++image) detector.detect(image);
+}
+
+}  // namespace ssd_fast::SSD_FAST_ISA
