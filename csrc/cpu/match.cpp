@@ -17,7 +17,7 @@ Tensor match_cpu(const Tensor& priors_in, const Tensor& boxes_in, const Tensor& 
   const Tensor offsets = contiguous_ints(offsets_in, offsets_in.numel(), "offsets");
   STD_TORCH_CHECK(offsets.size(0) > 0, "offsets: expected (B + 1,) int64");
   const int64_t P = priors.size(0), N = boxes.size(0), B = offsets.size(0) - 1;
-  Tensor matched = torch::stable::new_empty(priors, {B, P}, ScalarType::Int);
+  Tensor matched = empty_tensor({B, P}, ScalarType::Int);
   const MatchJob job{bounded_blocks(float_data(priors), P),
                      P,
                      {float_data(boxes), nullptr, int64_data(offsets), N},

@@ -99,8 +99,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
       heads.deltas,       heads.logits,
       float_data(priors), P,
       held.view(),        row_options(beta, variances, background_index, heads.classes)};
-  Tensor code = torch::stable::new_empty(priors, {B, P}, ScalarType::Int);
-  Tensor num_positives = torch::stable::new_empty(priors, {B}, ScalarType::Long);
+  Tensor code = empty_tensor({B, P}, ScalarType::Int);
+  Tensor num_positives = empty_tensor({B}, ScalarType::Long);
   int32_t* code_data = static_cast<int32_t*>(code.data_ptr());
   int64_t* positives = static_cast<int64_t*>(num_positives.data_ptr());
   thread_local std::vector<ImageLoss> losses;
@@ -127,8 +127,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
     box_sum += weight * job.losses[image].box;
     class_sum += weight * job.losses[image].classes;
   }
-  Tensor box_loss = torch::stable::new_empty(priors, {}, ScalarType::Float);
-  Tensor class_loss = torch::stable::new_empty(priors, {}, ScalarType::Float);
+  Tensor box_loss = empty_tensor({}, ScalarType::Float);
+  Tensor class_loss = empty_tensor({}, ScalarType::Float);
   *static_cast<float*>(box_loss.data_ptr()) = static_cast<float>(box_sum);
   *static_cast<float*>(class_loss.data_ptr()) = static_cast<float>(class_sum);
   return {box_loss, class_loss, num_positives, code};
@@ -155,8 +155,9 @@ void use_large_pages(char* data, int64_t bytes) {
 std::vector<Tensor> zeros_like(const std::vector<Tensor>& inputs) {
   constexpr int64_t kChunk = 1 << 20;
   std::vector<Tensor> outputs;
+  outputs.reserve(inputs.size());
   for (const Tensor& input : inputs) {
-    outputs.push_back(torch::stable::empty_like(input));
+    outputs.push_back(empty_like(input));
     char* data = static_cast<char*>(outputs.back().data_ptr());
     const int64_t bytes = outputs.back().numel() * static_cast<int64_t>(input.element_size());
     use_large_pages(data, bytes);
@@ -188,7 +189,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
   STD_TORCH_CHECK(code_in.dim() == 2 && code_in.size(0) == B && code_in.size(1) == P &&
                       code_in.scalar_type() == ScalarType::Int && code_in.is_cpu(),
                   "code: expected (B, P) int32 on the CPU");
-  const Tensor code = torch::stable::contiguous(code_in);
+  const Tensor code = as_contiguous(code_in);
   const RowOptions options = row_options(beta, variances, background_index, heads.classes);
   const double box_scale = scalar(grad_box_loss, "grad_box_loss");
   const double class_scale = scalar(grad_class_loss, "grad_class_loss");

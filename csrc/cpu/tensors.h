@@ -45,6 +45,17 @@ inline Tensor empty_tensor(std::initializer_list<int64_t> sizes, ScalarType type
   return Tensor(handle);
 }
 
+// A new tensor of the same sizes, strides and dtype; of one with gaps or overlaps, a dense one.
+inline Tensor empty_like(const Tensor& tensor) {
+  if (!tensor.is_contiguous()) return torch::stable::empty_like(tensor);
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      tensor.dim(), tensor.sizes().data(), tensor.strides().data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(tensor.scalar_type())),
+      aoti_torch_device_type_cpu(), -1, &handle));
+  return Tensor(handle);
+}
+
 // A contiguous (n, 4) float32 tensor.
 inline Tensor contiguous_boxes(const Tensor& boxes, const char* name) {
   STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4 &&
@@ -147,6 +158,7 @@ inline HeadRows head_rows(const std::vector<Tensor>& deltas, const std::vector<T
   STD_TORCH_CHECK(heads.deltas.channels == 4, "deltas: expected 4 numbers a row");
   for (size_t i = 0; i < deltas.size(); ++i) {
     STD_TORCH_CHECK(heads.deltas.levels[i].rows == heads.logits.levels[i].rows &&
+                        heads.deltas.levels[i].width == heads.logits.levels[i].width &&
                         deltas[i].dim() == logits[i].dim(),
                     "logits: level ", i, " has other rows than its deltas");
     heads.priors += heads.deltas.levels[i].rows;

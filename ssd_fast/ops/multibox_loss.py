@@ -5,13 +5,12 @@ CPU csrc/cpu/multibox_loss.cpp   GPU kernels/multibox_loss.py
 test tests/ops/test_multibox_loss.py   benchmark benchmarks/bench_multibox_loss.py
 """
 
-import inspect
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ssd_fast.ops._arguments import (
     as_levels,
@@ -21,6 +20,7 @@ from ssd_fast.ops._arguments import (
     check_targets,
 )
 from ssd_fast.ops._library import register
+from ssd_fast.ops._loss_autograd import eager_loss, is_plain, traced_loss
 from ssd_fast.ops._multibox import (
     ASSIGN,
     NORMALIZER,
@@ -91,10 +91,9 @@ def multibox_loss(
         ValueError: for arguments of a wrong shape, dtype, device or range.
     """
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
-    batch, _ = check_levels(delta_levels, logit_levels, priors, background_index)
-    check_targets(boxes, offsets, labels, batch)
-    check_device(priors=priors, boxes=boxes, labels=labels, offsets=offsets)
-    options = loss_options(
+    targets = priors, boxes, labels, offsets
+    compiling = torch.compiler.is_compiling()
+    options = (loss_options if compiling else _known_options)(
         iou_threshold,
         low_threshold,
         strict,
@@ -106,66 +105,40 @@ def multibox_loss(
         background_index,
         normalizer,
     )
-    inputs = (options, len(delta_levels), priors, boxes, labels, offsets)
-    maps = (*delta_levels, *logit_levels)
-    if torch.compiler.is_compiling() and not _needs_gradient(maps):
-        # Dynamo of torch 2.13 would hand the context of a Function to a forward of any length.
-        box_loss, class_loss, num_positives, _ = _MultiBoxLoss.forward(*inputs, *maps)
-    else:
-        box_loss, class_loss, num_positives, _ = _MultiBoxLoss.apply(*inputs, *maps)
-    return box_loss, class_loss, num_positives
+    if not compiling and is_plain((*delta_levels, *logit_levels, *targets)):
+        # The kernel accepts what these checks accept; they only say better what is wrong.
+        try:
+            return eager_loss(delta_levels, logit_levels, targets, options)
+        except RuntimeError as error:
+            refused: RuntimeError = error
+        _check_tensors(delta_levels, logit_levels, targets, background_index)
+        raise refused
+    _check_tensors(delta_levels, logit_levels, targets, background_index)
+    return traced_loss(delta_levels, logit_levels, targets, options)
 
 
-def _needs_gradient(maps: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in maps)
+def _check_tensors(
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    targets: tuple[Tensor, Tensor, Tensor, Tensor],
+    background_index: int,
+) -> None:
+    """Raises ValueError unless the tensors fit together."""
+    priors, boxes, labels, offsets = targets
+    batch, _ = check_levels(deltas, logits, priors, background_index)
+    check_targets(boxes, offsets, labels, batch)
+    check_device(priors=priors, boxes=boxes, labels=labels, offsets=offsets)
 
 
-class _MultiBoxLoss(torch.autograd.Function):
-    """Ties the operator to its backward; levels are spelled out because autograd sees no lists."""
+def _known_options(*options: Any) -> tuple[Any, ...]:
+    """`loss_options`, remembered: a training loop asks with the same ones at every step."""
+    try:
+        return _remembered_options(*options)
+    except TypeError:  # one that has no hash
+        return loss_options(*options)
 
-    @staticmethod
-    def forward(
-        options: tuple[Any, ...], levels: int, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.ssd_fast.multibox_loss.default(
-            tensors[4 : 4 + levels], tensors[4 + levels :], *tensors[:4], *options
-        )
-        return result
 
-    # Looked up at every call; without it `inspect` would work it out anew.
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        options, levels, *tensors = inputs
-        _, _, num_positives, code = output
-        ctx.mark_non_differentiable(num_positives, code)
-        # Or backward would be given zeros for them, as large as they are.
-        ctx.set_materialize_grads(False)
-        ctx.levels = levels
-        ctx.options = options[6:]  # beta, variances, background_index, normalizer
-        ctx.save_for_backward(*tensors, code, num_positives)
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None, *_: Any
-    ) -> tuple[Any, ...]:
-        priors, boxes, labels, offsets, *maps, code, num_positives = ctx.saved_tensors
-        grad_deltas, grad_logits = torch.ops.ssd_fast.multibox_loss_backward.default(
-            priors.new_zeros(()) if grad_box is None else grad_box,
-            priors.new_zeros(()) if grad_class is None else grad_class,
-            maps[: ctx.levels],
-            maps[ctx.levels :],
-            priors,
-            boxes,
-            labels,
-            offsets,
-            code,
-            num_positives,
-            *ctx.options,
-        )
-        return (*(None,) * 6, *grad_deltas, *grad_logits)
+_remembered_options = functools.lru_cache(maxsize=64, typed=True)(loss_options)
 
 
 def multibox_loss_reference(

@@ -326,6 +326,28 @@ def test_functional_gradient_equals_autograd() -> None:
     assert all(torch.equal(a, b) for a, b in zip(functional, expected, strict=True))
 
 
+def test_autograd_leaves_nothing_else_to_differentiate(device) -> None:
+    """Counts carry no gradient, frozen heads give none, and a second derivative is refused."""
+    deltas, logits = (x.to(device) for x in _heads(2, 60, 5, seed=0))
+    objects = random_objects(2, seeded(2), classes=5)
+    targets = [x.to(device) for x in (random_boxes(60, seeded(1)), *objects)]
+    plain = multibox_loss(deltas, logits, *targets)
+    assert not any(x.requires_grad for x in plain)
+    logits.requires_grad_()
+    with torch.no_grad():
+        assert not any(x.requires_grad for x in multibox_loss(deltas, logits, *targets))
+    losses = multibox_loss(deltas, logits, *targets)
+    assert [x.requires_grad for x in losses] == [True, True, False]
+    assert all(torch.equal(a, b) for a, b in zip(losses, plain, strict=True))
+    (first,) = torch.autograd.grad(losses[1] ** 2, logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        first.sum().backward()
+    losses = multibox_loss(deltas, logits, *targets)
+    targets[1].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses[0].backward()
+
+
 def test_compiles_without_a_graph_break() -> None:
     """Forward and backward in one graph; targets of a fixed capacity never recompile."""
     targets = random_boxes(60, seeded(1))

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The autograd side of multibox_loss: two nodes that tie the operator to its backward.
+
+`TracedLoss` is what torch.func and torch.compile ask for, a Function with `setup_context`.
+`EagerLoss` is the same without what that costs at every call: binding arguments to a signature,
+nodes for inputs and outputs that have no gradient, switching gradients off a second time. At one
+image that was more than the loss itself.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
+
+__all__ = ["eager_loss", "is_plain", "traced_loss"]
+
+Losses = tuple[Tensor, Tensor, Tensor]
+
+
+def is_plain(tensors: Sequence[Any]) -> bool:
+    """Whether all are tensors in the memory of the CPU, and none of a class of its own."""
+    return all(type(tensor) is Tensor and tensor.is_cpu for tensor in tensors)
+
+
+def traced_loss(
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    targets: tuple[Tensor, ...],
+    options: tuple[Any, ...],
+) -> Losses:
+    """The loss of checked arguments, whatever traces or transforms the call.
+
+    Args:
+        deltas: one a level.
+        logits: one a level.
+        targets: priors, boxes, labels and offsets.
+        options: the operator's, in its order.
+    """
+    inputs: tuple[Any, ...] = (options, len(deltas), *targets, *deltas, *logits)
+    if torch.compiler.is_compiling() and not _need_gradient(deltas, logits):
+        # Dynamo of torch 2.13 would hand the context of a Function to a forward of any length.
+        box_loss, class_loss, num_positives, _ = TracedLoss.forward(*inputs)
+    else:
+        box_loss, class_loss, num_positives, _ = TracedLoss.apply(*inputs)
+    return box_loss, class_loss, num_positives
+
+
+def eager_loss(
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    targets: tuple[Tensor, ...],
+    options: tuple[Any, ...],
+) -> Losses:
+    """`traced_loss` for plain tensors outside torch.compile; the kernel checks them."""
+    # torch.func and forward-mode differentiation, which ends in an error that says so.
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return traced_loss(deltas, logits, targets, options)
+    if not _need_gradient(deltas, logits):
+        box_loss, class_loss, num_positives, _ = torch.ops.ssd_fast.multibox_loss.default(
+            deltas, logits, *targets, *options
+        )
+        return box_loss, class_loss, num_positives
+    counts: list[Tensor] = []
+    box_loss, class_loss = EagerLoss.apply((options, targets, counts), *deltas, *logits)
+    return box_loss, class_loss, counts[0]
+
+
+def _need_gradient(deltas: list[Tensor], logits: list[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in (*deltas, *logits))
+
+
+class TracedLoss(torch.autograd.Function):
+    """Levels are spelled out because autograd sees no lists."""
+
+    @staticmethod
+    def forward(
+        options: tuple[Any, ...], levels: int, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        result: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.ssd_fast.multibox_loss.default(
+            tensors[4 : 4 + levels], tensors[4 + levels :], *tensors[:4], *options
+        )
+        return result
+
+    # Looked up at every call; without it `inspect` would work it out anew.
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        options, levels, *tensors = inputs
+        _, _, num_positives, code = output
+        ctx.mark_non_differentiable(num_positives, code)
+        # Or backward would be given zeros for them, as large as they are.
+        ctx.set_materialize_grads(False)
+        ctx.levels = levels
+        ctx.options = options[6:]  # beta, variances, background_index, normalizer
+        ctx.save_for_backward(*tensors, code, num_positives)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None, *_: Any
+    ) -> tuple[Any, ...]:
+        return (*(None,) * 6, *_gradients(ctx, grad_box, grad_class))
+
+
+class EagerLoss(torch.autograd.Function):
+    """Levels are spelled out because autograd sees no lists; the rest comes in a tuple."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rest: tuple[tuple[Any, ...], tuple[Tensor, ...], list[Tensor]], *maps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        options, targets, counts = rest
+        levels = len(maps) // 2
+        box_loss, class_loss, num_positives, code = torch.ops.ssd_fast.multibox_loss.default(
+            maps[:levels], maps[levels:], *targets, *options
+        )
+        counts.append(num_positives)
+        ctx.set_materialize_grads(False)
+        ctx.levels = levels
+        ctx.options = options[6:]  # beta, variances, background_index, normalizer
+        ctx.save_for_backward(*targets, *maps, code, num_positives)
+        return box_loss, class_loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None) -> tuple[Any, ...]:
+        # Gradients are on where a graph of the backward is wanted, and only there.
+        gradients = _gradients_once if torch.is_grad_enabled() else _gradients
+        return (None, *gradients(ctx, grad_box, grad_class))
+
+
+def _gradients(ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None) -> tuple[Tensor, ...]:
+    """The gradients of all levels of deltas, then of logits."""
+    priors, boxes, labels, offsets, *maps, code, num_positives = ctx.saved_tensors
+    grad_deltas, grad_logits = torch.ops.ssd_fast.multibox_loss_backward.default(
+        priors.new_zeros(()) if grad_box is None else grad_box,
+        priors.new_zeros(()) if grad_class is None else grad_class,
+        maps[: ctx.levels],
+        maps[ctx.levels :],
+        priors,
+        boxes,
+        labels,
+        offsets,
+        code,
+        num_positives,
+        *ctx.options,
+    )
+    return (*grad_deltas, *grad_logits)
+
+
+_gradients_once = once_differentiable(_gradients)
