@@ -157,7 +157,7 @@ std::vector<Tensor> zeros_like(const std::vector<Tensor>& inputs) {
   std::vector<Tensor> outputs;
   outputs.reserve(inputs.size());
   for (const Tensor& input : inputs) {
-    outputs.push_back(empty_like(input));
+    outputs.push_back(empty_tensor_like(input));
     char* data = static_cast<char*>(outputs.back().data_ptr());
     const int64_t bytes = outputs.back().numel() * static_cast<int64_t>(input.element_size());
     use_large_pages(data, bytes);

@@ -46,7 +46,7 @@ inline Tensor empty_tensor(std::initializer_list<int64_t> sizes, ScalarType type
 }
 
 // A new tensor of the same sizes, strides and dtype; of one with gaps or overlaps, a dense one.
-inline Tensor empty_like(const Tensor& tensor) {
+inline Tensor empty_tensor_like(const Tensor& tensor) {
   if (!tensor.is_contiguous()) return torch::stable::empty_like(tensor);
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
