@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """MultiBoxLoss: the loss of SSD as a module, for any anchor-based detector."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssd_fast.float32_buffers import Float32Buffers
 from ssd_fast.ops._arguments import as_levels, check_boxes, check_levels
+from ssd_fast.ops.heads_loss import heads_loss
 from ssd_fast.ops.multibox_loss import multibox_loss
 from ssd_fast.targets import Targets
 
@@ -114,11 +115,51 @@ class MultiBoxLoss(Float32Buffers):
         """
         if not isinstance(targets, Targets):
             targets = self._pack(as_levels(deltas), as_levels(logits), targets)
+        return self._losses(multibox_loss, (deltas, logits), targets)
+
+    def through_heads(
+        self,
+        features: Sequence[Tensor],
+        delta_weights: Sequence[Tensor],
+        delta_biases: Sequence[Tensor | None],
+        logit_weights: Sequence[Tensor],
+        logit_biases: Sequence[Tensor | None],
+        targets: Targets,
+    ) -> dict[str, Tensor]:
+        """The same from what goes into the heads, with the backward of `ssd_fast.ops.heads_loss`.
+
+        Args:
+            features: one (B, C', H, W) a level.
+            delta_weights: of the 3x3 convolutions, one (A * 4, C', 3, 3) a level.
+            delta_biases: one (A * 4,) or None a level.
+            logit_weights: one (A * C, C', 3, 3) a level.
+            logit_biases: one (A * C,) or None a level.
+            targets: packed.
+
+        Returns:
+            As `forward`.
+
+        Raises:
+            ValueError: tensors that do not fit together.
+        """
+        heads = features, delta_weights, delta_biases, logit_weights, logit_biases
+        return self._losses(heads_loss, heads, targets)
+
+    def extra_repr(self) -> str:
+        """The number of priors and the options."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"priors={self.priors.shape[0]}, {options}"
+
+    def _losses(
+        self,
+        operator: Callable[..., tuple[Tensor, Tensor, Tensor]],
+        inputs: tuple[Any, ...],
+        targets: Targets,
+    ) -> dict[str, Tensor]:
         options = self.options
         world = options["normalizer"] == "world"
-        box_loss, class_loss, num_positives = multibox_loss(
-            deltas,
-            logits,
+        box_loss, class_loss, num_positives = operator(
+            *inputs,
             self.priors,
             targets.boxes,
             targets.labels,
@@ -129,11 +170,6 @@ class MultiBoxLoss(Float32Buffers):
             count = self._world_count(num_positives)
             box_loss, class_loss = box_loss / count, class_loss / count
         return {"bbox_regression": box_loss, "classification": class_loss}
-
-    def extra_repr(self) -> str:
-        """The number of priors and the options."""
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-        return f"priors={self.priors.shape[0]}, {options}"
 
     def _check_options(self) -> None:
         """Takes the loss of an empty batch: a wrong option fails here, not at the first step."""

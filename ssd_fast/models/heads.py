@@ -2,11 +2,19 @@
 """The prediction layers of SSD, and the flat view of what they predict."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MultiBoxHeads", "concatenate_maps", "xavier_uniform"]
+__all__ = [
+    "HeadParameters",
+    "MultiBoxHeads",
+    "concatenate_maps",
+    "is_plain",
+    "plain_parameters",
+    "xavier_uniform",
+]
 
 
 class MultiBoxHeads(nn.Module):
@@ -44,6 +52,69 @@ class MultiBoxHeads(nn.Module):
         deltas = [conv(x) for conv, x in zip(self.regression, maps, strict=True)]
         logits = [conv(x) for conv, x in zip(self.classification, maps, strict=True)]
         return deltas, logits
+
+
+class HeadParameters(NamedTuple):
+    """What `ssd_fast.ops.heads_loss` takes of the heads: a list over the levels of each."""
+
+    delta_weights: list[Tensor]
+    delta_biases: list[Tensor | None]
+    logit_weights: list[Tensor]
+    logit_biases: list[Tensor | None]
+
+
+def plain_parameters(heads: nn.Module) -> HeadParameters | None:
+    """The heads' weights and biases, if calling the heads does nothing but convolve with them.
+
+    Args:
+        heads: of a model, as they are now: users hook, parametrise and replace modules.
+
+    Returns:
+        None where anything else is done, so that somebody must call the heads.
+    """
+    if not is_plain(heads, MultiBoxHeads):
+        return None
+    parameters = HeadParameters([], [], [], [])
+    kinds = (heads.regression, *parameters[:2]), (heads.classification, *parameters[2:])
+    for convolutions, weights, biases in kinds:
+        for convolution in convolutions:  # type: ignore[union-attr]
+            if not _is_plain_convolution(convolution):
+                return None
+            weights.append(convolution.weight)
+            biases.append(convolution.bias)
+    return parameters
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling the module runs the `forward` of that class and nothing else."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return (
+        type(module) is kind
+        and "forward" not in module.__dict__
+        and module._compiled_call_impl is None
+        and not any(hooks)
+        and not nn.modules.module._has_any_global_hook()
+    )
+
+
+def _is_plain_convolution(module: nn.Module) -> bool:
+    """Whether it is a 3x3 convolution whose parameters are ordinary tensors."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and is_plain(module, nn.Conv2d)
+        and "_conv_forward" not in module.__dict__
+        and module.kernel_size == (3, 3)
+        and module.stride == module.padding == module.dilation == (1, 1)
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and type(module.weight) in (Tensor, nn.Parameter)
+        and type(module.bias) in (Tensor, nn.Parameter, type(None))
+    )
 
 
 def concatenate_maps(maps: Sequence[Tensor], columns: int) -> Tensor:

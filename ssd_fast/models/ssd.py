@@ -2,14 +2,14 @@
 """SSD: Single Shot MultiBox Detector (Liu et al., 2016, arXiv:1512.02325)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssd_fast.detections import Detections
-from ssd_fast.models.heads import MultiBoxHeads, concatenate_maps
+from ssd_fast.models.grid import resolve_priors
+from ssd_fast.models.heads import MultiBoxHeads, concatenate_maps, is_plain, plain_parameters
 from ssd_fast.models.transform import ImageTransform, relative_targets
 from ssd_fast.models.vgg import EXTRAS_300, EXTRAS_512, VGG16, Extra
 from ssd_fast.multibox import MultiBoxLoss
@@ -48,6 +48,9 @@ class SSD(nn.Module):
         iou_threshold: of NMS: a detection overlaps no better one of its class by more.
         max_detections: of an image, by score.
         loss: options of `MultiBoxLoss`, such as `{"min_negatives": 3}`.
+        sparse_head_backward: train on the CPU through `ssd_fast.ops.heads_loss`, whose backward
+            multiplies only the cells that the loss touches. Heads or a loss that were replaced,
+            hooked or parametrised, and other devices, take the dense backward of PyTorch.
 
     Raises:
         ValueError: fewer than 2 classes, or a backbone and `boxes_per_cell` of different lengths.
@@ -68,6 +71,7 @@ class SSD(nn.Module):
         iou_threshold: float = 0.45,
         max_detections: int = 200,
         loss: Mapping[str, Any] | None = None,
+        sparse_head_backward: bool = True,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -85,6 +89,7 @@ class SSD(nn.Module):
         self.top_k = top_k
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
+        self.sparse_head_backward = sparse_head_backward
         self.transform = ImageTransform(image_size, image_mean, image_std)
         self.backbone = backbone
         self.heads = MultiBoxHeads(channels, boxes_per_cell, num_classes)
@@ -128,9 +133,7 @@ class SSD(nn.Module):
         if not isinstance(targets, Targets):
             background: int = self.loss.options["background_index"]
             targets = relative_targets(targets, sizes, self.num_classes, background, batch.device)
-        deltas, logits = self._heads(batch)
-        losses: dict[str, Tensor] = self.loss(deltas, logits, targets)
-        return losses
+        return self._losses(self._features(batch), targets)
 
     def detect_padded(self, images: Tensor | Sequence[Tensor]) -> Detections:
         """Detections with fixed shapes, without waiting for the device.
@@ -196,6 +199,7 @@ class SSD(nn.Module):
             "iou_threshold": self.iou_threshold,
             "max_detections": self.max_detections,
             "loss": loss,
+            "sparse_head_backward": self.sparse_head_backward,
         }
 
     @staticmethod
@@ -231,11 +235,26 @@ class SSD(nn.Module):
                 " got one; drop a last batch of one, or freeze the norm with .eval()"
             )
 
+    def _features(self, batch: Tensor) -> list[Tensor]:
+        """The backbone's maps of a normalised (B, 3, S, S) batch."""
+        maps: list[Tensor] = self.backbone(batch.to(next(self.heads.parameters()).dtype))
+        return maps
+
     def _heads(self, batch: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The heads' maps of a normalised (B, 3, S, S) batch."""
-        dtype = next(self.heads.parameters()).dtype
-        deltas, logits = self.heads(self.backbone(batch.to(dtype)))
+        """The heads' maps of a normalised batch."""
+        deltas, logits = self.heads(self._features(batch))
         return deltas, logits
+
+    def _losses(self, features: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+        """The losses of what the heads predict from the backbone's maps."""
+        losses: dict[str, Tensor]
+        if self.sparse_head_backward and features[0].is_cpu and is_plain(self.loss, MultiBoxLoss):
+            parameters = plain_parameters(self.heads)
+            if parameters is not None:
+                losses = self.loss.through_heads(features, *parameters, targets)
+                return losses
+        losses = self.loss(*self.heads(features), targets)
+        return losses
 
     def _detect(self, batch: Tensor) -> Detections:
         return self._postprocess(*self._heads(batch), self.priors)
@@ -273,7 +292,7 @@ def ssd300_vgg16(
         priors: a preset of `ssd_fast.priors.ssd300`, a `PriorBoxes` of the same maps, or (8732, 4)
             float32 corners in [0, 1].
         **options: of `SSD`: image_mean, image_std, score_threshold, top_k, iou_threshold,
-            max_detections, loss.
+            max_detections, loss, sparse_head_backward.
 
     Returns:
         A model in training mode, with random weights.
@@ -354,7 +373,7 @@ def _ssd_vgg16(
     **options: Any,
 ) -> SSD:
     """What the two models share."""
-    boxes, boxes_per_cell, written = _resolve_priors(architecture, presets, priors)
+    boxes, boxes_per_cell, written = resolve_priors(architecture, presets, priors)
     model = SSD(
         VGG16(extras, width=width, norm=norm),
         priors=boxes,
@@ -366,35 +385,3 @@ def _ssd_vgg16(
     model._architecture = {"architecture": architecture, "width": width, "norm": norm}
     model._architecture["priors"] = written
     return model
-
-
-def _resolve_priors(
-    architecture: str,
-    presets: Mapping[str, PriorBoxes],
-    priors: str | PriorBoxes | Tensor | Mapping[str, Any] | Sequence[Sequence[float]],
-) -> tuple[Tensor, Sequence[int], Any]:
-    """The boxes (P, 4), how many a cell carries, and how `SSD.config` writes them down.
-
-    What `SSD.config` wrote is taken too: a dictionary for a `PriorBoxes`, rows for a tensor.
-    """
-    standard = presets["voc"]
-    if isinstance(priors, str):
-        if priors not in presets:
-            names = ", ".join(map(repr, presets))
-            raise ValueError(f"priors: {architecture} has the presets {names}, got {priors!r}")
-        return presets[priors](), standard.boxes_per_cell, priors
-    grid = PriorBoxes(**priors) if isinstance(priors, Mapping) else priors
-    if isinstance(grid, PriorBoxes):
-        if grid.feature_maps != standard.feature_maps:
-            raise ValueError(
-                f"priors: expected the feature maps of {architecture}, {standard.feature_maps},"
-                f" got {grid.feature_maps}"
-            )
-        return grid(), grid.boxes_per_cell, asdict(grid)
-    boxes = torch.as_tensor(grid, dtype=torch.float32)
-    if boxes.shape != (len(standard), 4):
-        raise ValueError(
-            f"priors: expected ({len(standard)}, 4) corners for {architecture},"
-            f" got {tuple(boxes.shape)}"
-        )
-    return boxes, standard.boxes_per_cell, None

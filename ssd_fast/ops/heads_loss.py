@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d
 
 from ssd_fast.ops._arguments import (
+    LOGIT_DTYPES,
     check_device,
     check_heads,
     check_levels,
@@ -89,10 +90,9 @@ def heads_loss(
         ValueError: for arguments of a wrong shape, dtype, device or range.
     """
     heads = list(delta_weights), list(delta_biases), list(logit_weights), list(logit_biases)
-    features = list(features)
+    features = [_as_convolved(feature) for feature in features]
     check_heads(features, *heads)
-    dtype = _dtype_of_convolutions(features[0])
-    features = [feature.to(dtype) for feature in features]
+    dtype = features[0].dtype
     deltas, logits = (_shape_of_maps(features, weights) for weights in (heads[0], heads[2]))
     batch, _ = check_levels(deltas, logits, priors, background_index)
     check_targets(boxes, offsets, labels, batch)
@@ -110,18 +110,22 @@ def heads_loss(
         normalizer,
     )
     cast = [None if x is None else x.to(dtype) for parameters in heads for x in parameters]
-    box_loss, class_loss, num_positives, *_ = _HeadsLoss.apply(
-        options, priors, boxes, labels, offsets, *features, *cast
-    )
+    inputs = (priors, boxes, labels, offsets, *features, *cast)
+    if torch.compiler.is_compiling() and not _needs_gradient(inputs):
+        # Dynamo of torch 2.13 would hand the context of a Function to a forward of any length.
+        box_loss, class_loss, num_positives, *_ = _HeadsLoss.forward(options, *inputs)
+    else:
+        box_loss, class_loss, num_positives, *_ = _HeadsLoss.apply(options, *inputs)
     return box_loss, class_loss, num_positives
 
 
-def _dtype_of_convolutions(feature: Tensor) -> torch.dtype:
-    """What `torch.nn.functional.conv2d` computes in, here and now."""
+def _as_convolved(feature: Tensor) -> Tensor:
+    """In the dtype that `torch.nn.functional.conv2d` computes in, here and now."""
+    if not isinstance(feature, Tensor) or feature.dtype not in LOGIT_DTYPES:
+        return feature
     device = feature.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return feature.dtype
+    autocast = torch.is_autocast_enabled(device)
+    return feature.to(torch.get_autocast_dtype(device)) if autocast else feature
 
 
 def _shape_of_maps(features: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
@@ -130,6 +134,10 @@ def _shape_of_maps(features: list[Tensor], weights: list[Tensor]) -> list[Tensor
         feature.new_empty(()).expand(feature.size(0), weight.size(0), *feature.shape[2:])
         for feature, weight in zip(features, weights, strict=True)
     ]
+
+
+def _needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 class _HeadsLoss(torch.autograd.Function):
@@ -183,7 +191,7 @@ class _HeadsLoss(torch.autograd.Function):
 
 
 def _by_level(tensors: Sequence[Any], kinds: int) -> list[list[Any]]:
-    """Takes apart the lists that a flat one consists of, all of the same length."""
+    """Takes a flat list apart into lists of the same length."""
     levels = len(tensors) // kinds
     return [list(tensors[i * levels : (i + 1) * levels]) for i in range(kinds)]
 
@@ -250,11 +258,11 @@ def _backward_reference(
     *rest: Any,
 ) -> list[Tensor]:
     """The dense backward of every level."""
-    arguments, wanted = (*rest[:6], *rest[7:]), rest[6]
+    arguments = (*rest[:6], *rest[7:])
     gradients = torch.ops.ssd_fast.multibox_loss_backward.default(
         grad_box_loss, grad_class_loss, deltas, logits, *arguments
     )
-    levels = _levels(features, delta_weights, logit_weights, wanted)
+    levels = _levels(features, delta_weights, logit_weights, rest[6])
     maps = zip(*gradients, strict=True)
     found = [dense_backward(*level) for level in zip(levels, maps, strict=True)]
     return _by_kind(levels, found)
@@ -271,8 +279,8 @@ def _backward_cpu(
     *rest: Any,
 ) -> list[Tensor]:
     """The backward from the touched cells of every level."""
-    arguments, wanted = (*rest[:6], *rest[7:]), rest[6]
-    levels = _levels(features, delta_weights, logit_weights, wanted)
+    arguments = (*rest[:6], *rest[7:])
+    levels = _levels(features, delta_weights, logit_weights, rest[6])
     with torch.autocast("cpu", enabled=False):
         cells = touched_cells(rest[4], deltas)
         rows = cell_gradients(grad_box_loss, grad_class_loss, cells, deltas, logits, *arguments)
@@ -294,15 +302,13 @@ def _levels(
 
 def _by_kind(levels: list[Level], gradients: list[list[Tensor | None]]) -> list[Tensor]:
     """Features of all levels first, then all delta weights, and so on, as `wanted` lists them."""
-    results: list[list[Tensor]] = []
-    for level, found in zip(levels, gradients, strict=True):
-        inputs = _inputs(level)
-        results.append(
-            [
-                like.new_empty(0) if x is None else _laid_out(x, like)
-                for x, like in zip(found, inputs, strict=True)
-            ]
-        )
+    results = [
+        [
+            like.new_empty(0) if x is None else _laid_out(x, like)
+            for x, like in zip(found, _inputs(level), strict=True)
+        ]
+        for level, found in zip(levels, gradients, strict=True)
+    ]
     return [gradient for kind in zip(*results, strict=True) for gradient in kind]
 
 
