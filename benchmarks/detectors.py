@@ -81,7 +81,7 @@ def of_amdegroot(case: Case) -> DetectSystem:
         return detector(deltas, logits.softmax(2), case.priors_xywh)
 
     def rows(padded: Tensor) -> list[Tensor]:
-        label = torch.arange(padded.size(1)).repeat_interleave(padded.size(2))
+        label = torch.arange(padded.size(1), device=padded.device).repeat_interleave(padded.size(2))
         images = [torch.cat([label[:, None], image.flatten(0, 1)], 1) for image in padded]
         return [image[image[:, 1] > 0] for image in images]
 

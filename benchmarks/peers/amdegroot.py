@@ -108,8 +108,8 @@ class MultiBoxLoss(nn.Module):
             targets: one (n, 5) tensor an image: corners and the 0-based label.
         """
         loc, conf, priors = predictions
-        loc_t = torch.empty(loc.shape)
-        conf_t = torch.empty(loc.shape[:2], dtype=torch.long)
+        loc_t = torch.empty(loc.shape, device=loc.device)
+        conf_t = torch.empty(loc.shape[:2], dtype=torch.long, device=loc.device)
         for idx, target in enumerate(targets):
             truths, labels = target[:, :-1], target[:, -1]
             match(self.threshold, truths, priors, VARIANCE, labels, loc_t, conf_t, idx)
@@ -144,7 +144,7 @@ def nms(
     Returns:
         keep (n,) int64 indices, best first, of which the first `count` count; count.
     """
-    keep = torch.zeros(scores.size(0), dtype=torch.long)
+    keep = torch.zeros(scores.size(0), dtype=torch.long, device=scores.device)
     x1, y1, x2, y2 = boxes.unbind(1)
     area = (x2 - x1) * (y2 - y1)
     waiting = scores.sort(0).indices[-top_k:]  # ascending: the best is the last
@@ -195,7 +195,7 @@ class Detect:
         Returns:
             (B, C, top_k, 5): score and corners, best first, zeros behind; class 0 stays zero.
         """
-        output = torch.zeros(loc.size(0), self.num_classes, self.top_k, 5)
+        output = torch.zeros(loc.size(0), self.num_classes, self.top_k, 5, device=loc.device)
         by_class = conf.transpose(2, 1)
         for i in range(loc.size(0)):
             decoded = decode(loc[i], priors, VARIANCE)

@@ -213,7 +213,8 @@ class PostProcessor:
             keep = self.nms(boxes, scores, self.nms_threshold)
             if self.max_per_class > 0:
                 keep = keep[: self.max_per_class]
-            found.append((boxes[keep], torch.tensor([class_id] * keep.size(0)), scores[keep]))
+            labels = torch.tensor([class_id] * keep.size(0), device=keep.device)
+            found.append((boxes[keep], labels, scores[keep]))
         if not found:
             return torch.empty(0, 4), torch.empty(0), torch.empty(0)
         boxes, labels, scores = (torch.cat(part) for part in zip(*found, strict=True))

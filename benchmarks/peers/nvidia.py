@@ -110,9 +110,9 @@ class Encoder:
         best_iou, best_box = ious.max(dim=0)  # of each default box
         best_dbox = ious.max(dim=1).indices  # of each object
         best_iou.index_fill_(0, best_dbox, 2.0)
-        best_box[best_dbox] = torch.arange(best_dbox.size(0))
+        best_box[best_dbox] = torch.arange(best_dbox.size(0), device=best_dbox.device)
         masks = best_iou > criteria
-        labels = torch.zeros(self.nboxes, dtype=torch.long)
+        labels = torch.zeros(self.nboxes, dtype=torch.long, device=labels_in.device)
         labels[masks] = labels_in[best_box[masks]]
         boxes = self.dboxes.clone()
         boxes[masks, :] = bboxes_in[best_box[masks], :]
@@ -176,7 +176,8 @@ class Encoder:
             return torch.empty(0), torch.empty(0), torch.empty(0)
         scores = torch.cat(found_scores)
         best_last = scores.sort(dim=0).indices[-max_output:]
-        boxes, labels = torch.cat(found_boxes), torch.tensor(found_labels)
+        boxes = torch.cat(found_boxes)
+        labels = torch.tensor(found_labels, device=boxes.device)
         return boxes[best_last, :], labels[best_last], scores[best_last]
 
 

@@ -88,8 +88,9 @@ class MultiBoxLoss(nn.Module):
             boxes: (n, 4) corners in [0, 1], one tensor an image.
             labels: (n,) int64, 1-based, one tensor an image.
         """
-        true_locs = torch.zeros(predicted_locs.shape)
-        true_classes = torch.zeros(predicted_locs.shape[:2], dtype=torch.long)
+        device = predicted_locs.device
+        true_locs = torch.zeros(predicted_locs.shape, device=device)
+        true_classes = torch.zeros(predicted_locs.shape[:2], dtype=torch.long, device=device)
         for i in range(predicted_locs.size(0)):
             true_locs[i], true_classes[i] = self._match(boxes[i], labels[i])
         positive = true_classes != 0
@@ -101,7 +102,7 @@ class MultiBoxLoss(nn.Module):
         overlap = find_jaccard_overlap(boxes, self.priors_xy)
         overlap_of_prior, object_of_prior = overlap.max(dim=0)
         prior_of_object = overlap.max(dim=1).indices
-        object_of_prior[prior_of_object] = torch.arange(boxes.size(0))
+        object_of_prior[prior_of_object] = torch.arange(boxes.size(0), device=boxes.device)
         overlap_of_prior[prior_of_object] = 1.0
         classes = labels[object_of_prior]
         classes[overlap_of_prior < self.threshold] = 0
@@ -117,7 +118,7 @@ class MultiBoxLoss(nn.Module):
         negative_loss = loss.clone()
         negative_loss[positive] = 0.0
         negative_loss = negative_loss.sort(dim=1, descending=True).values
-        ranks = torch.arange(loss.size(1))[None].expand_as(negative_loss)
+        ranks = torch.arange(loss.size(1), device=loss.device)[None].expand_as(negative_loss)
         hard = ranks < (self.neg_pos_ratio * n_positives)[:, None]
         return (negative_loss[hard].sum() + loss[positive].sum()) / n_positives.sum().float()
 
@@ -172,16 +173,15 @@ def _detect_image(
         class_scores, order = class_scores[qualified].sort(dim=0, descending=True)
         class_boxes = decoded[qualified][order]
         overlap = find_jaccard_overlap(class_boxes, class_boxes)
-        suppress = torch.zeros(n_qualified, dtype=torch.bool)
+        suppress = torch.zeros(n_qualified, dtype=torch.bool, device=scores.device)
         for box in range(n_qualified):
             if suppress[box]:
                 continue
             suppress = suppress | (overlap[box] > max_overlap)
             suppress[box] = False  # its overlap with itself is 1
         kept = ~suppress
-        found.append(
-            (class_boxes[kept], torch.tensor([c] * int(kept.sum().item())), class_scores[kept])
-        )
+        labels = torch.tensor([c] * int(kept.sum().item()), device=scores.device)
+        found.append((class_boxes[kept], labels, class_scores[kept]))
     if not found:
         return torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([0]), torch.tensor([0.0])
     boxes, labels, kept_scores = (torch.cat(part) for part in zip(*found, strict=True))

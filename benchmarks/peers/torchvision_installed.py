@@ -38,7 +38,7 @@ def installed_torchvision() -> SimpleNamespace | None:
         return [
             matcher(box_iou(target["boxes"], anchor))
             if target["boxes"].numel()
-            else torch.full((anchor.size(0),), -1)
+            else torch.full((anchor.size(0),), -1, device=anchor.device)
             for target, anchor in zip(targets, anchors, strict=True)
         ]
 

@@ -89,7 +89,8 @@ def ssd_matcher(match_quality_matrix: Tensor, threshold: float = 0.5) -> Tensor:
     best_iou, matches = match_quality_matrix.max(dim=0)
     matches[best_iou < threshold] = -1
     best_prior = match_quality_matrix.max(dim=1).indices
-    matches[best_prior] = torch.arange(best_prior.size(0))  # on the CPU the last claimant wins
+    claimants = torch.arange(best_prior.size(0), device=best_prior.device)
+    matches[best_prior] = claimants  # on the CPU the last one wins
     return matches
 
 
@@ -100,7 +101,7 @@ def match_targets(
     return [
         ssd_matcher(box_iou(target["boxes"], anchor), threshold)
         if target["boxes"].numel()
-        else torch.full((anchor.size(0),), -1)
+        else torch.full((anchor.size(0),), -1, device=anchor.device)
         for target, anchor in zip(targets, anchors, strict=True)
     ]
 
@@ -132,7 +133,7 @@ def compute_loss(
         num_foreground += owner.numel()
         offsets = encode_boxes(target["boxes"][owner], anchor[foreground])
         box_losses.append(F.smooth_l1_loss(regression[foreground], offsets, reduction="sum"))
-        image_classes = torch.zeros(anchor.size(0), dtype=target["labels"].dtype)
+        image_classes = target["labels"].new_zeros(anchor.size(0))
         image_classes[foreground] = target["labels"][owner]
         classes.append(image_classes)
     cls_targets = torch.stack(classes)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What `benchmarks.gpu` measures: inputs on the device, who works on them, and the checks."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import cases, detectors, losses
+from benchmarks.device_timing import Times, capture, copies_for, measure
+from benchmarks.peers.torchvision_installed import installed_torchvision
+from ssd_fast import ops
+from ssd_fast.models.ssd import ssd300_vgg16
+from ssd_fast.priors import ssd300
+from ssd_fast.testing import Objects, crowded_boxes, random_objects, seeded, trained_outputs
+
+IOU_THRESHOLD = 0.45
+OBJECTS = {"1-8": (1, 8), "8-40": (8, 40), "100": (100, 100), "none": (0, 0)}
+DECIDED = ("1-8", "none")  # objects of which no matching decision is close
+GRAPH = "ssd_fast in a CUDA graph"
+LOSSES: dict[str, Callable[[cases.Case], losses.LossSystem]] = {
+    "ssd_fast": losses.ssd_fast,
+    GRAPH: losses.ssd_fast,
+    "torchvision": losses.of_torchvision,
+    "amdegroot": losses.of_amdegroot,
+    "nvidia": losses.of_nvidia,
+    "sgrvinod": losses.of_sgrvinod,
+    "vectorized": losses.of_vectorized,
+    "vectorized, compiled": losses.of_vectorized,
+}
+CRASH_WITHOUT_OBJECTS = {"amdegroot", "nvidia", "sgrvinod", "vectorized", "vectorized, compiled"}
+DETECTORS = ("ssd_fast", GRAPH, "torchvision")
+SUPPRESSORS = ("ssd_fast", "ssd_fast, padded, in a CUDA graph", "torchvision")
+NETWORKS = tuple(
+    f"{mode}, {head}"
+    for mode in ("training", "inference")
+    for head in ("the network alone", "ssd_fast", "torchvision")
+)
+REFERENCE_LIMIT = 1000  # boxes: the reference of NMS visits them one by one
+
+
+def crowds(full: bool) -> tuple[str, ...]:
+    """The kinds of boxes for NMS, and boxes of 80 classes."""
+    crowded = ("random", "clustered", "sparse") if full else ("random",)
+    return (*crowded, "random, 80 classes")
+
+
+def loss_names(full: bool, batch: int, classes: int, objects: str) -> list[str]:
+    """Who computes the loss there. Compiling takes half a minute: in the full table alone."""
+    names = list(LOSSES)
+    if not (full and classes == 21 and objects == "1-8"):
+        names.remove("vectorized, compiled")
+    return [name for name in names if objects != "none" or name not in CRASH_WITHOUT_OBJECTS]
+
+
+@lru_cache(maxsize=1)
+def _case(
+    batch: int, classes: int, objects: str, flat: bool, device: torch.device
+) -> tuple[cases.Case, losses.LossChecks]:
+    """A batch on the device and what checks losses on it; the last one is kept."""
+    cases.make_case.cache_clear()
+    if objects in DECIDED:
+        case = cases.make_case(batch, classes, objects=OBJECTS[objects], flat=flat)
+    else:
+        priors = ssd300("voc")
+        truth = random_objects(batch, seeded(1), counts=OBJECTS[objects], classes=classes)
+        outputs = trained_outputs(truth, priors, seeded(2), classes=classes)
+        case = cases.Case(truth, priors, *outputs)
+    truth = Objects(*(x.to(device) for x in case.objects))
+    case = cases.Case(truth, *(x.to(device) for x in (case.priors, case.deltas, case.logits)))
+    return case, losses.LossChecks(case)
+
+
+def _require_kernel(operator: str, device: torch.device) -> None:
+    """The reference of an operator without a kernel would be timed in its place, for minutes."""
+    key = "CUDA" if device.type == "cuda" else "CPU"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"ssd_fast::{operator}", key):
+        raise RuntimeError(f"{operator} has no {key} kernel in this build")
+
+
+def loss_row(
+    make_row: Callable[..., Any],
+    name: str,
+    batch: int,
+    classes: int,
+    objects: str,
+    device: torch.device,
+) -> Any:
+    """The loss with its matching, forward and backward."""
+    rows = batch * 8732
+    # Logits are read once, and both gradients written; deltas are read where there are objects.
+    moved = 4 * rows * (2 * classes + 4)
+
+    def run() -> Times:
+        case, checks = _case(batch, classes, objects, False, device)
+        system = LOSSES[name](case)
+        if name.endswith("compiled"):
+            system = replace(system, losses=torch.compile(system.losses))
+        deltas, logits = case.deltas, case.logits
+        if system.transposed:
+            deltas, logits = (x.transpose(1, 2).contiguous() for x in (deltas, logits))
+        inputs = [
+            (deltas.clone().requires_grad_(), logits.clone().requires_grad_())
+            for _ in range(copies_for(2 * moved))
+        ]
+
+        def call(d: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(list(system.losses(d, x)), (d, x))
+
+        calls = [lambda d=d, x=x: call(d, x) for d, x in inputs]
+        if objects == "1-8":
+            checks.gradients(system, calls[0]())
+        return measure([_captured(c) for c in calls[:8]] if name == GRAPH else calls, device)
+
+    group = f"loss and gradients, B={batch}, C={classes}, {objects} objects"
+    return make_row(group, name, run, moved)
+
+
+def _captured(call: Callable[[], Any]) -> Callable[[], Any]:
+    return capture(call) if torch.cuda.is_available() else call
+
+
+def detect_row(
+    make_row: Callable[..., Any],
+    name: str,
+    batch: int,
+    classes: int,
+    scores: str,
+    device: torch.device,
+) -> Any:
+    """From the heads' outputs to detections."""
+    read = 4 * batch * 8732 * classes
+
+    def run() -> Times:
+        if name != "torchvision":
+            _require_kernel("detect", device)
+        case, _ = _case(batch, classes, "1-8", scores == "flat", device)
+        make = detectors.of_torchvision if name == "torchvision" else detectors.ssd_fast
+        (contender,) = detectors.detect_contenders(case, [make], share=0.99)
+        system = make(case)
+        assert system is not None
+        if batch <= 8 and scores == "trained":  # the reference takes minutes beyond
+            contender.check(contender.call())
+        inputs = [(case.deltas.clone(), case.logits.clone()) for _ in range(copies_for(read))]
+        calls = [lambda d=d, x=x: system.detect(d, x) for d, x in inputs]
+        return measure([_captured(c) for c in calls[:8]] if name == GRAPH else calls, device)
+
+    return make_row(f"detect, B={batch}, C={classes}, {scores} scores", name, run, read)
+
+
+def nms_row(
+    make_row: Callable[..., Any], name: str, count: int, crowd: str, device: torch.device
+) -> Any:
+    """NMS of one class or of 80."""
+    kind, _, by_class = crowd.partition(", ")
+
+    def run() -> Times:
+        if name != "torchvision":
+            _require_kernel("nms", device)
+        boxes, scores = (x.to(device) for x in crowded_boxes(kind, count, seeded(count)))
+        idxs = torch.arange(count, device=device) % 80 if by_class else None
+        calls = []
+        for _ in range(copies_for(20 * count)):
+            b, s = boxes.clone(), scores.clone()
+            calls.append(_suppress(name, b, s, None if idxs is None else idxs.clone()))
+        expected = _expected(boxes, scores, idxs)
+        kept = calls[0]()
+        found = kept[0][: int(kept[1])] if isinstance(kept, tuple) else kept
+        # Torchvision shifts classes apart and so rounds: it may keep others of 80 classes.
+        if idxs is None or name != "torchvision":
+            assert torch.equal(found.cpu(), expected), f"{name} keeps other boxes"
+        return measure([_captured(c) for c in calls[:8]] if "graph" in name else calls, device)
+
+    return make_row(f"nms, N={count}, {crowd}", name, run)
+
+
+def _expected(boxes: Tensor, scores: Tensor, idxs: Tensor | None) -> Tensor:
+    """What the CPU kernel keeps, which the tests hold to the reference."""
+    b, s = boxes.cpu(), scores.cpu()
+    if idxs is None:
+        return ops.nms(b, s, IOU_THRESHOLD)
+    return ops.batched_nms(b, s, idxs.cpu(), IOU_THRESHOLD)
+
+
+def _suppress(name: str, b: Tensor, s: Tensor, idxs: Tensor | None) -> Callable[[], Any]:
+    if "padded" in name:
+        return lambda: ops.nms_padded(b, s, IOU_THRESHOLD, idxs)
+    source: Any = installed_torchvision() if name == "torchvision" else ops
+    if source is None:
+        raise RuntimeError("torchvision is not installed, or does not load")
+    if idxs is None:
+        return lambda: source.nms(b, s, IOU_THRESHOLD)
+    return lambda: source.batched_nms(b, s, idxs, IOU_THRESHOLD)
+
+
+def network_row(make_row: Callable[..., Any], name: str, device: torch.device) -> Any:
+    """SSD300-VGG16 in bfloat16 and channels_last, B=32: with and without what follows the heads."""
+    mode, _, head = name.partition(", ")
+    batch = 32 if device.type == "cuda" else 1
+
+    def run() -> Times:
+        case, _ = _case(batch, 21, "1-8", False, device)
+        model = ssd300_vgg16(21).to(device, memory_format=torch.channels_last)
+        images = torch.rand(batch, 3, 300, 300, device=device)
+        heads = model.head_maps if head == "ssd_fast" else model.head_outputs
+        parameters = list(model.parameters())
+
+        def train() -> Any:
+            with torch.autocast(device.type, torch.bfloat16):
+                deltas, logits = heads(images)
+            if head == "the network alone":
+                total = [deltas.float().sum() + logits.float().sum()]
+            else:
+                system = (
+                    losses.ssd_fast(case) if head == "ssd_fast" else losses.of_torchvision(case)
+                )
+                if head == "torchvision":
+                    deltas, logits = deltas.float(), logits.float()
+                total = list(system.losses(deltas, logits))
+            return torch.autograd.grad(total, parameters, allow_unused=True)
+
+        @torch.inference_mode()
+        def infer() -> Any:
+            with torch.autocast(device.type, torch.bfloat16):
+                outputs = heads(images)
+            if head == "the network alone":
+                return outputs
+            if head == "ssd_fast":
+                _require_kernel("detect", device)
+            # Random weights find everything everywhere: a trained network's outputs take over.
+            make = detectors.ssd_fast if head == "ssd_fast" else detectors.of_torchvision
+            system = make(case)
+            assert system is not None
+            return system.detect(case.deltas, case.logits)
+
+        return measure([train if mode == "training" else infer] * 2, device, many=30)
+
+    return make_row(f"SSD300-VGG16, {mode}, bfloat16, B={batch}, C=21", head, run)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Runs every GPU kernel once at small sizes: what `make gpu` gives to compute-sanitizer.
+
+compute-sanitizer --tool=memcheck python tests/cuda/small_kernels.py
+"""
+
+import torch
+
+from ssd_fast import ops
+from ssd_fast.testing import as_maps, crowded_boxes, random_boxes, random_objects, seeded
+
+CELLS = [(4, 5, 4), (6, 3, 3), (2, 1, 1)]
+P = sum(anchors * height * width for anchors, height, width in CELLS)
+
+
+def train(device: torch.device) -> None:
+    """Matching, mining, the loss and its gradients: rows and maps, with and without objects."""
+    priors = random_boxes(P, seeded(0)).to(device)
+    for counts, assign, dtype in (
+        ((1, 5), "last", torch.float32),
+        ((0, 3), "bipartite", torch.float16),
+        ((0, 0), "none", torch.bfloat16),
+    ):
+        objects = random_objects(3, seeded(1), counts=counts)
+        targets = [x.to(device) for x in objects]
+        matched = ops.match(priors, targets[0], targets[2], assign=assign)
+        ops.mine(torch.rand(3, P, generator=seeded(2)).to(device), matched)
+        rows = [torch.randn(3, P, k, generator=seeded(k)).to(dtype) for k in (4, 21)]
+        for as_layout in (lambda x: [x], lambda x: as_maps(x, CELLS)):
+            heads = [[y.to(device).requires_grad_() for y in as_layout(x)] for x in rows]
+            box, classes, _ = ops.multibox_loss(*heads, priors, *targets, assign=assign)
+            (box + classes).backward()
+
+
+def postprocess(device: torch.device) -> None:
+    """Encoding, decoding, NMS in a block and in tiles, detection."""
+    priors = random_boxes(P, seeded(0)).to(device)
+    deltas, logits = (torch.randn(2, P, k, generator=seeded(k)).to(device) for k in (4, 5))
+    boxes = ops.decode(deltas, priors, (0.1, 0.2))
+    ops.encode(boxes, priors, (0.1, 0.2))
+    for n in (1, 300, 4500):
+        b, s = (x.to(device) for x in crowded_boxes("random", n, seeded(n)))
+        idxs = torch.arange(n, device=device)
+        ops.nms(b, s, 0.45)
+        for classes in (1, 7):
+            ops.batched_nms(b, s, idxs % classes, 0.45)
+            ops.nms_padded(b, s, 0.45, idxs % classes)
+    if torch._C._dispatch_has_kernel_for_dispatch_key("ssd_fast::detect", "CUDA"):
+        ops.detect(deltas, logits, priors)
+
+
+if __name__ == "__main__":
+    device = torch.device("cuda")
+    train(device)
+    postprocess(device)
+    torch.cuda.synchronize()
+    print("every kernel ran")
