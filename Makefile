@@ -2,7 +2,10 @@
 # `make` lists the targets. `demo` and `test` are the two commands of the README, word for word.
 
 VENV := .venv
-PYTHON ?= python3  # of `gpu`: an interpreter that already has torch with CUDA
+# Of `gpu` and `gpu-full`: an interpreter that already has torch with CUDA, and where results go. A
+# tree without .git is told its commit by COMMIT=.
+PYTHON ?= python3
+RESULTS ?= benchmarks/results
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -28,12 +31,16 @@ format: $(VENV)/tools ## rewrite Python and C++ as the linters want them
 	$(VENV)/bin/ruff format .
 	git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' | xargs $(VENV)/bin/clang-format -i
 
-gpu: ## build and run the CUDA tests on a GPU machine, with its own torch and no network
+gpu: seen-gpu ## build, test, sanitize and time on a GPU machine with its own torch, no network (9 minutes)
+	$(PYTHON) .ci/gpu.py --results $(RESULTS)
+
+gpu-full: seen-gpu ## time everything on a GPU, nine minutes a run; run it until it says it is complete
+	$(PYTHON) .ci/gpu.py --full --results $(RESULTS)
+
+seen-gpu:
 	@$(PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit( \
 	    "make gpu: %s with torch %s sees no GPU: nothing was built or checked" \
 	    % (sys.executable, torch.__version__)); print(torch.cuda.get_device_name())'
-	$(PYTHON) -m pip install --no-build-isolation --no-deps -e .
-	$(PYTHON) -m pytest -k cuda
 
 ci: ## everything CI checks, on a fresh clone of HEAD (25 minutes)
 	.ci/run
@@ -51,4 +58,4 @@ $(VENV)/tools: $(VENV)/tested
 	$(VENV)/bin/pip install -q -c constraints.txt $$(cat .ci/tools.txt)
 	touch $@
 
-.PHONY: help demo test test-full bench lint format gpu ci clean
+.PHONY: help demo test test-full bench lint format gpu gpu-full seen-gpu ci clean

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `make gpu` does on a machine with a GPU, in stages that do not cost each other their results.
+"""What `make gpu` does on a machine with a GPU: stages that do not cost each other their results.
 
     python .ci/gpu.py [--full] [--results DIR] [--dry-run]
 

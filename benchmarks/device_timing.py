@@ -43,14 +43,17 @@ def copies_for(inputs: int) -> int:
     return max(2, min(MAX_COPIES, CACHE_BYTES // max(inputs, 1) + 1))
 
 
-def measure(calls: Sequence[Callable[[], Any]], device: torch.device, many: int = MANY) -> Times:
+def measure(
+    calls: Sequence[Callable[[], Any]], device: torch.device, many: int | None = None
+) -> Times:
     """Times the calls in turn, all of which do the same with inputs of their own.
 
     Args:
         calls: one for each copy of the inputs.
         device: where they run.
-        many: how often to time a quick call.
+        many: how often to time a quick call; `MANY` times if None.
     """
+    many = MANY if many is None else many
     gpu = device.type == "cuda"
     calls[0]()
     peak = _peak(calls[-1], device) if gpu else None

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`make gpu` rehearsed without one: its plan, its stages, its benchmarks on tiny inputs."""
+
+import importlib.util
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import device_timing, gpu
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def driver():
+    """.ci/gpu.py as a module."""
+    spec = importlib.util.spec_from_file_location("ssd_fast_ci_gpu", ROOT / ".ci/gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_plan_fits(driver, tmp_path, full):
+    """Nine minutes, eight files, and nothing that is not there."""
+    stages = driver.plan(tmp_path, full=full)
+    assert sum(stage.limit for stage in stages) <= 540 - 10
+    commands = [command for stage in stages for command in stage.commands]
+    assert len({command.log for command in commands}) + 1 <= 8
+    assert 5 * driver.LOG_BYTES // 5 < 16 * 2**20
+    for argument in (a for command in commands for a in command.arguments):
+        path = re.sub(r"^--ignore=", "", argument)
+        if path.startswith("tests/"):
+            assert (ROOT / path).exists(), argument
+        if path.startswith("benchmarks."):
+            assert importlib.util.find_spec(path) is not None
+    seconds = [int(a) for c in commands for a in c.arguments if a.isdigit()]
+    assert len(seconds) == 1
+    assert seconds[0] <= stages[-1].limit - 20  # of the last row begun
+
+
+def test_every_gpu_test_is_planned(driver, tmp_path):
+    """A folder that tests only GPUs runs whole; elsewhere `-k cuda` chooses."""
+    text = " ".join(a for s in driver.plan(tmp_path) for c in s.commands for a in c.arguments)
+    for folder in driver.ON_A_GPU:
+        assert f" {folder} " in text
+        assert f"--ignore={folder} " in text
+
+
+def test_make_calls_the_driver():
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^gpu: seen-gpu.*\n\t\$\(PYTHON\) \.ci/gpu\.py --results", makefile, re.M)
+    assert re.search(r"^gpu-full: seen-gpu.*\n\t\$\(PYTHON\) \.ci/gpu\.py --full", makefile, re.M)
+
+
+def test_a_stage_loses_nothing(driver, tmp_path):
+    """What fails, hangs or is not there is said, and costs the others nothing."""
+    python = sys.executable
+    hang = "import subprocess, sys, time; print('begun', flush=True);"
+    hang += (
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+    )
+    commands = [
+        driver.Command("good", [python, "-c", "print('fine')"], "a.log"),
+        driver.Command("bad", [python, "-c", "raise SystemExit('broken')"], "a.log"),
+        driver.Command("hanging", [python, "-c", hang], "b.log"),
+        driver.Command("missing", ["no-such-program"], "b.log"),
+        driver.Command("finding", [python, "-c", f"exit({driver.FINDING})"], "c.log"),
+        driver.Command(
+            "refused", [python, "-c", "print('= Error: Device not supported'); exit(1)"], "c.log"
+        ),
+    ]
+    scratch, results = tmp_path / "scratch", tmp_path / "results"
+    scratch.mkdir()
+    results.mkdir()
+    started = time.monotonic()
+    outcomes = driver.run_stage(driver.Stage("stage", 3, commands), results, scratch)
+    assert time.monotonic() - started < 30
+    said = {name: re.sub(r" \(\d+ s\)$", "", text) for name, text in outcomes.items()}
+    assert said == {
+        "good": "ok",
+        "bad": "FAILED: exit status 1",
+        "hanging": "FAILED: stopped after 3 s",
+        "missing": "did not run: No such file or directory: no-such-program",
+        "finding": "FAILED: it found errors",
+        "refused": "did not run: this device cannot be checked",
+    }
+    assert sorted(path.name for path in results.iterdir()) == ["a.log", "b.log", "c.log"]
+    log = (results / "a.log").read_text()
+    assert "fine" in log
+    assert "broken" in log
+    assert "begun" in (results / "b.log").read_text()
+
+
+def test_long_logs_keep_both_ends(driver):
+    log = b"first" + bytes(driver.LOG_BYTES) + b"last"
+    short = driver._shortened(log)
+    assert len(short) < driver.LOG_BYTES // 5 + 100
+    assert short.startswith(b"first")
+    assert short.endswith(b"last")
+
+
+def test_the_benchmarks_resume(tmp_path, monkeypatch, capsys):
+    """On the CPU, with tiny inputs: every row is measured once, whatever stops a run."""
+    monkeypatch.setattr(device_timing, "MANY", 2)
+    monkeypatch.setattr(device_timing, "CACHE_BYTES", 0)
+    monkeypatch.setattr(gpu, "copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setenv("COMMIT", "abc")
+    report = tmp_path / "gpu.json"
+    arguments = ["--device", "cpu", "--report", str(report)]
+    assert gpu.main([*arguments, "--seconds", "-1"]) == gpu.TIME_IS_UP
+    assert json.loads(report.read_text())["rows"] == {}
+    status = gpu.main(arguments)
+    content = json.loads(report.read_text())
+    assert content["commit"] == "abc"
+    rows = content["rows"]
+    ours = [row for row in rows.values() if row["name"].startswith("ssd_fast")]
+    assert len(ours) == 10
+    assert all(row["median"] > 0 for row in ours)
+    failed = [row["error"] for row in rows.values() if "error" in row]
+    assert status == (1 if failed else 0)
+    assert all("torchvision" in error for error in failed)
+    for name in rows:
+        if "error" not in rows[name]:
+            rows[name]["median"] = 123.0
+    report.write_text(json.dumps(content))
+    gpu.main(arguments)
+    again = json.loads(report.read_text())["rows"]
+    assert {row["median"] for row in again.values() if "median" in row} == {123.0}
+    assert "loss and gradients, B=1" in capsys.readouterr().out
+    monkeypatch.setenv("COMMIT", "def")
+    assert gpu.main([*arguments, "--seconds", "-1"]) == gpu.TIME_IS_UP
+    assert json.loads(report.read_text())["rows"] == {}
+    assert os.listdir(tmp_path) == ["gpu.json"]
