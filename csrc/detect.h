@@ -26,7 +26,7 @@
 #include "decode.h"
 #include "instruction_set.h"
 #include "kept_boxes.h"
-#include "row_leads.h"
+#include "row_filter.h"
 #include "rows.h"
 #include "score_order.h"
 #include "score_row.h"
@@ -78,13 +78,14 @@ inline float clamp(float value, float low, float high) {
   return value > high ? high : value;
 }
 
-// The best of the keys above `visited` that are offered, kMost of them or some more.
+// The best of the keys that are offered.
 class BestKeys {
  public:
   static constexpr size_t kMost = 2048;
 
-  // Forgets all keys; those up to `visited`, or of a score below `floor`, are not taken.
-  void reset(uint64_t visited, float floor) {
+  // Forgets all keys. Keeps at most twice the best `most`; those up to `visited` are not taken.
+  void reset(size_t most, uint64_t visited, float floor) {
+    most_ = most;
     visited_ = visited;
     limit_ = std::numeric_limits<uint64_t>::max();
     floor_ = floor;
@@ -95,13 +96,13 @@ class BestKeys {
   void offer(uint64_t key) {
     if (key <= visited_ || key >= limit_) return;
     keys_.push_back(key);
-    if (keys_.size() == 2 * kMost) shrink(kMost);
+    if (keys_.size() == 2 * most_) shrink();
   }
 
-  // Leaves out all but the `count` best.
-  void shrink(size_t count) {
-    if (keys_.size() <= count) return;
-    const auto last = keys_.begin() + static_cast<int64_t>(count);
+  // Leaves out all but the best `most`.
+  void shrink() {
+    if (keys_.size() <= most_) return;
+    const auto last = keys_.begin() + static_cast<int64_t>(most_);
     std::nth_element(keys_.begin(), last, keys_.end());
     limit_ = *last;
     floor_ = score_of(limit_);
@@ -126,6 +127,7 @@ class BestKeys {
   }
 
  private:
+  size_t most_ = kMost;
   uint64_t visited_ = 0;
   uint64_t limit_ = 0;
   float floor_ = 0;
@@ -180,15 +182,16 @@ class Detector {
     int64_t count = 0;
     uint64_t visited = 0;  // no key is this small
     bool is_crowded = false;
-    constexpr int64_t kMany = int64_t{1} << 40;
-    for (int64_t wanted = BestKeys::kMost / 2;; wanted = std::min(8 * wanted, kMany)) {
-      best_.reset(visited, kNoFloor);
-      if (!is_crowded && !collect_few(image)) is_crowded = true;
+    constexpr int64_t kFew = 128, kMany = int64_t{1} << 40;
+    for (int64_t wanted = std::min<int64_t>(3 * options.max_detections, BestKeys::kMost / 2);;
+         wanted = std::min(8 * wanted, kMany)) {
+      best_.reset(BestKeys::kMost, visited, kNoFloor);
+      if (!is_crowded && !collect(image, kNoFloor, kFew)) is_crowded = true;
       float floor = kNoFloor;
       if (is_crowded) {
         floor = sampled_floor(image, visited, wanted);
-        best_.reset(visited, floor);
-        collect(image, floor);
+        best_.reset(BestKeys::kMost, visited, floor);
+        collect(image, floor, kMany);
       }
       for (const uint64_t key : best_.sorted()) {
         if (count == options.max_detections) return count;
@@ -199,97 +202,66 @@ class Detector {
     }
   }
 
-  // Calls visit(level, first, type) for each level and its first prior, `type` a null pointer of
-  // the logits' type, as long as it returns true; returns whether all were visited.
-  template <typename Visit>
-  bool visit_levels(const Visit& visit) const {
-    bool go_on = true;
-    visit_dtype(job_->logits.dtype, [&](auto* type) {
-      for (size_t l = 0; l < starts_.size() && go_on; ++l) {
-        const Level& level = job_->logits.levels[l];
-        if (level.rows > 0) go_on = visit(level, starts_[l], type);
-      }
-    });
-    return go_on;
-  }
-
-  // Offers all scores above the threshold; gives up, and returns false, where these come of a
-  // large part of the rows.
-  bool collect_few(int64_t image) {
-    constexpr int64_t kFew = 512;
-    int64_t offered = 0, scanned = 0;
-    return visit_levels([&](const Level& level, int64_t first, auto* type) {
-      auto& leads = leads_of(type);
-      leads.reset(level, job_->logits.channels, job_->options.background);
-      return leads.template scan<false>(image, [&](const auto& number, Floats lead, Floats) {
-        uint32_t lanes = lanes_of(lead >= margin_);
-        scanned += kLanes;
-        if (lanes == 0) return true;
-        offered += offer_rows(level, first, image, number, lanes, type);
-        return offered < kFew + scanned / 4;
+  // Offers all scores above the threshold that reach the floor. Without a floor it gives up, and
+  // returns false, where `few` rows and a quarter of those scanned have such scores.
+  bool collect(int64_t image, float floor, int64_t few) {
+    int64_t offered = 0, scanned_before = 0;
+    for (size_t l = 0; l < starts_.size(); ++l) {
+      const Level& level = job_->logits.levels[l];
+      const auto offer = [&](int64_t row, int64_t scanned) {
+        offer_row(l, image, row);
+        return ++offered < few + (scanned_before + scanned) / 4;
+      };
+      bool go_on = true;
+      visit_dtype(job_->logits.dtype, [&](auto* type) {
+        auto& filter = filter_of(type);
+        filter.reset(level, job_->logits.channels, job_->options.background);
+        go_on = floor == kNoFloor ? filter.leading(image, margin_, offer)
+                                  : filter.reaching(image, margin_, floor, offer);
       });
-    });
-  }
-
-  // Offers all scores above the threshold that reach the floor.
-  void collect(int64_t image, float floor) {
-    const float bound = floor * (1 - 1e-4f);  // more than the rounding of sums and exponentials
-    visit_levels([&](const Level& level, int64_t first, auto* type) {
-      auto& leads = leads_of(type);
-      leads.reset(level, job_->logits.channels, job_->options.background);
-      return leads.template scan<true>(image, [&](const auto& number, Floats lead, Floats sum) {
-        const uint32_t lanes =
-            lanes_of((lead >= margin_) & ~(exp(lead) < bound * sum));  // a NaN decides nothing
-        offer_rows(level, first, image, number, lanes, type);
-        return true;
-      });
-    });
+      if (!go_on) return false;
+      scanned_before += level.rows;
+    }
+    return true;
   }
 
   // A floor that about `wanted` scores behind `visited` reach, or none where fewer are left.
   float sampled_floor(int64_t image, uint64_t visited, int64_t wanted) {
-    constexpr int64_t kSample = 256;
+    constexpr int64_t kSample = 128;
     const int64_t step = job_->P / kSample;
     const size_t rank = static_cast<size_t>(wanted / std::max<int64_t>(step, 1));
-    if (step < 2 || rank >= BestKeys::kMost) return kNoFloor;
-    best_.reset(visited, kNoFloor);
-    visit_levels([&](const Level& level, int64_t first, auto* type) {
+    if (step < 2 || rank == 0 || rank >= BestKeys::kMost) return kNoFloor;
+    best_.reset(rank, visited, kNoFloor);
+    for (size_t l = 0; l < starts_.size(); ++l) {
       // Rows `step` apart, counted over all levels.
-      for (int64_t row = (step - first % step) % step; row < level.rows; row += step) {
-        offer_rows(level, first, image, [row](int) { return row; }, 1, type);
+      for (int64_t row = (step - starts_[l] % step) % step; row < job_->logits.levels[l].rows;
+           row += step) {
+        offer_row(l, image, row);
       }
-      return true;
-    });
-    best_.shrink(rank);
+    }
+    best_.shrink();
     // A floor too low for exact comparisons is none.
     return best_.has_left_out() && best_.floor() > 1e-30f ? best_.floor() : kNoFloor;
   }
 
-  // Offers the scores of the rows number(lane) of a level; returns how many rows there are.
-  template <typename T, typename Number>
-  int64_t offer_rows(const Level& level, int64_t first, int64_t image, const Number& number,
-                     uint32_t lanes, T*) {
-    int64_t count = 0;
-    const float above = std::max(job_->options.score_threshold, best_.below());
-    for (; lanes != 0; lanes &= lanes - 1) {
-      const int64_t row = number(__builtin_ctz(lanes));
-      if (row < 0) break;
-      ++count;
-      const T* const logits = static_cast<const T*>(level.data) + level.offset(image, row);
-      const int64_t prior = first + row;
-      bool is_candidate = false;
-      row_.scores(
-          logits, level.channel_stride, above, open_.data(),
-          [&](int64_t c, Floats score, uint32_t classes) {
-            is_candidate = true;
-            for (; classes != 0; classes &= classes - 1) {
-              const int k = __builtin_ctz(classes);
-              best_.offer(score_key(score[k], static_cast<uint32_t>((c + k) * job_->P + prior)));
-            }
-          });
-      if (is_candidate) prefetch(image, prior);
-    }
-    return count;
+  // Offers the scores of a row of level `l`.
+  void offer_row(size_t l, int64_t image, int64_t row) {
+    const Level& level = job_->logits.levels[l];
+    const int64_t offset = level.offset(image, row), prior = starts_[l] + row;
+    visit_dtype(job_->logits.dtype, [&](auto* type) {
+      row_.read(static_cast<decltype(type)>(level.data) + offset, level.channel_stride);
+    });
+    bool is_candidate = false;
+    row_.scores(std::max(job_->options.score_threshold, best_.below()), open_.data(),
+                [&](int64_t c, Floats score, uint32_t classes) {
+                  is_candidate = true;
+                  for (; classes != 0; classes &= classes - 1) {
+                    const int k = __builtin_ctz(classes);
+                    const int64_t index = (c + k) * job_->P + prior;
+                    best_.offer(score_key(score[k], static_cast<uint32_t>(index)));
+                  }
+                });
+    if (is_candidate) prefetch(image, prior);
   }
 
   // Starts to read what `visit` will want.
@@ -347,14 +319,14 @@ class Detector {
     return {&level, level.offset(image, prior - starts_[l])};
   }
 
-  RowLeads<float>& leads_of(float*) { return std::get<0>(leads_); }
-  RowLeads<Half>& leads_of(Half*) { return std::get<1>(leads_); }
-  RowLeads<BFloat16>& leads_of(BFloat16*) { return std::get<2>(leads_); }
+  RowFilter<float>& filter_of(float*) { return std::get<0>(filters_); }
+  RowFilter<Half>& filter_of(Half*) { return std::get<1>(filters_); }
+  RowFilter<BFloat16>& filter_of(BFloat16*) { return std::get<2>(filters_); }
 
   const DetectJob* job_ = nullptr;
   float margin_ = 0;
   std::vector<int64_t> starts_;  // first prior of each level
-  std::tuple<RowLeads<float>, RowLeads<Half>, RowLeads<BFloat16>> leads_;
+  std::tuple<RowFilter<float>, RowFilter<Half>, RowFilter<BFloat16>> filters_;
   ScoreRow row_;
   BestKeys best_;
   KeptBoxes kept_;

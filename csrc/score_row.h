@@ -20,51 +20,9 @@ class ScoreRow {
     exps_.resize(static_cast<size_t>((classes + kPartial - 1) / kPartial * kPartial));
   }
 
-  // Calls each(c, score, lanes) for kLanes classes from c on, `lanes` those whose score exceeds
-  // `threshold` and for which open[c] is not 0. `open` covers whole groups of kPartial classes. A
-  // NaN or +inf logit makes all scores NaN, and NaN exceeds nothing.
-  template <typename T, typename Each>
-  void scores(const T* logits, int64_t channel_stride, float threshold, const int32_t* open,
-              const Each& each) {
-    constexpr float kNone = -std::numeric_limits<float>::infinity();
-    copy_row(logits, channel_stride);
-    std::fill(exps_.begin() + classes_, exps_.end(), kNone);
-    Floats greatest = splat(kNone);
-    for (size_t c = 0; c < exps_.size(); c += kLanes) greatest = max(load(&exps_[c]), greatest);
-    const float largest = over_lanes(greatest, [](float a, float b) { return a > b ? a : b; });
-    Floats partial[kPartial / kLanes] = {};
-    for (size_t c = 0; c < exps_.size(); c += kLanes) {
-      const Floats power = exp(load(&exps_[c]) - largest);
-      store(&exps_[c], power);
-      partial[c / kLanes % (kPartial / kLanes)] += power;
-    }
-    for (int n = kPartial / kLanes / 2; n > 0; n /= 2) {
-      for (int i = 0; i < n; ++i) partial[i] += partial[i + n];
-    }
-    const float sum = over_lanes(partial[0], [](float a, float b) { return a + b; });
-    for (size_t c = 0; c < exps_.size(); c += kLanes) {
-      const Floats score = load(&exps_[c]) / sum;
-      const uint32_t lanes = lanes_of((score > threshold) & (load(open + c) != 0));
-      if (lanes != 0) each(static_cast<int64_t>(c), score, lanes);
-    }
-  }
-
-  static constexpr int64_t kPartial = 16;
-
- private:
-  // Halves upon halves: the order of a sum of sixteen does not depend on kLanes.
-  template <typename Combine>
-  static float over_lanes(Floats values, const Combine& combine) {
-    float lanes[kLanes];
-    store(lanes, values);
-    for (int n = kLanes / 2; n > 0; n /= 2) {
-      for (int i = 0; i < n; ++i) lanes[i] = combine(lanes[i], lanes[i + n]);
-    }
-    return lanes[0];
-  }
-
+  // Reads a row.
   template <typename T>
-  void copy_row(const T* logits, int64_t channel_stride) {
+  void read(const T* logits, int64_t channel_stride) {
     if (channel_stride == 1 && classes_ >= kLanes) {
       for (int64_t c = 0; c < classes_; c += kLanes) {
         const int64_t start = std::min(c, classes_ - kLanes);
@@ -75,6 +33,42 @@ class ScoreRow {
     }
   }
 
+  // Of the row that was read, once: calls each(c, score, lanes) for kLanes classes from c on,
+  // `lanes` those whose score exceeds `threshold` and for which open[c] is not 0. `open` covers
+  // whole groups of kPartial classes. A NaN or +inf logit makes all scores NaN, and NaN exceeds
+  // nothing.
+  template <typename Each>
+  void scores(float threshold, const int32_t* open, const Each& each) {
+    constexpr float kNone = -std::numeric_limits<float>::infinity();
+    std::fill(exps_.begin() + classes_, exps_.end(), kNone);
+    Floats greatest = splat(kNone);
+    for (size_t c = 0; c < exps_.size(); c += kLanes) greatest = max(load(&exps_[c]), greatest);
+    const float largest = fold_lanes(greatest, [](Floats a, Floats b) { return max(a, b); });
+    Floats partial[kPartial / kLanes] = {};
+    for (size_t c = 0; c < exps_.size(); c += kPartial) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kPartial / kLanes; ++i) {
+        const Floats power = exp(load(&exps_[c + i * kLanes]) - largest);
+        store(&exps_[c + i * kLanes], power);
+        partial[i] += power;
+      }
+    }
+#pragma GCC unroll 2
+    for (int n = kPartial / kLanes / 2; n > 0; n /= 2) {
+#pragma GCC unroll 2
+      for (int i = 0; i < n; ++i) partial[i] += partial[i + n];
+    }
+    const float sum = fold_lanes(partial[0], [](Floats a, Floats b) { return a + b; });
+    for (size_t c = 0; c < exps_.size(); c += kLanes) {
+      const Floats score = load(&exps_[c]) / sum;
+      const uint32_t lanes = lanes_of((score > threshold) & (load(open + c) != 0));
+      if (lanes != 0) each(static_cast<int64_t>(c), score, lanes);
+    }
+  }
+
+  static constexpr int64_t kPartial = 16;
+
+ private:
   int64_t classes_ = 0;
   std::vector<float> exps_;  // (C,) in whole groups of kPartial
 };

@@ -59,7 +59,7 @@ inline auto load_some(const T* from, int64_t count, T filler) -> decltype(load(f
   return load(values);
 }
 
-inline Floats splat(float value) { return Floats{} + value; }
+inline Floats splat(float value) { return value - Floats{}; }  // + would lose a -0.0
 inline Ints splat(int32_t value) { return Ints{} + value; }
 
 inline Floats as_floats(Ints bits) {
@@ -81,9 +81,21 @@ inline Ints lane_numbers() {
   return numbers;
 }
 
-// Of a NaN and a number these return the second argument.
+// Of a NaN and a number these return the second argument. One instruction, which GCC does not
+// always find.
+#if defined(__AVX512F__)
+inline Floats min(Floats a, Floats b) {
+  return reinterpret_cast<Floats>(
+      _mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+}
+inline Floats max(Floats a, Floats b) {
+  return reinterpret_cast<Floats>(
+      _mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+}
+#else
 inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
+#endif
 
 // Where a comparison holds, as bits: lane 0 is the lowest.
 inline uint32_t lanes_of(Ints mask) {
@@ -194,17 +206,21 @@ inline Floats combine_rows(const Floats* rows, const Combine& combine) {
   const auto as_doubles = [](Floats value) { return reinterpret_cast<__m512d>(value); };
   const auto as_native = [](Floats value) { return reinterpret_cast<__m512>(value); };
   Floats part[8];
+#pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
     const __m512 a = as_native(rows[2 * i]), b = as_native(rows[2 * i + 1]);
     part[i] = combine(reinterpret_cast<Floats>(_mm512_unpacklo_ps(a, b)),
                       reinterpret_cast<Floats>(_mm512_unpackhi_ps(a, b)));
   }
+#pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const __m512d a = as_doubles(part[2 * i]), b = as_doubles(part[2 * i + 1]);
     part[i] = combine(reinterpret_cast<Floats>(_mm512_unpacklo_pd(a, b)),
                       reinterpret_cast<Floats>(_mm512_unpackhi_pd(a, b)));
   }
+#pragma GCC unroll 2
   for (int n = 2; n > 0; n /= 2) {
+#pragma GCC unroll 2
     for (int i = 0; i < n; ++i) {
       const __m512 a = as_native(part[2 * i]), b = as_native(part[2 * i + 1]);
       part[i] = combine(reinterpret_cast<Floats>(_mm512_shuffle_f32x4(a, b, 0x88)),
@@ -235,11 +251,41 @@ inline Floats combine_rows(const Floats* rows, const Combine& combine) {
 #endif
 }
 
+// All lanes combined, halves upon halves: of sixteen numbers, added to kLanes of them as halves
+// upon halves as well, the sum is the same for any kLanes.
+template <typename Combine>
+inline float fold_lanes(Floats values, const Combine& combine) {
+#if defined(__AVX512F__)
+  const auto as_native = [](Floats value) { return reinterpret_cast<__m512>(value); };
+  const auto swap = [&](__m512 other) {
+    values = combine(values, reinterpret_cast<Floats>(other));
+  };
+  swap(_mm512_shuffle_f32x4(as_native(values), as_native(values), 0x4e));
+  swap(_mm512_shuffle_f32x4(as_native(values), as_native(values), 0xb1));
+  swap(_mm512_shuffle_ps(as_native(values), as_native(values), 0x4e));
+  swap(_mm512_shuffle_ps(as_native(values), as_native(values), 0xb1));
+  return values[0];
+#elif defined(__AVX2__)
+  const auto as_native = [](Floats value) { return reinterpret_cast<__m256>(value); };
+  const auto swap = [&](__m256 other) {
+    values = combine(values, reinterpret_cast<Floats>(other));
+  };
+  swap(_mm256_permute2f128_ps(as_native(values), as_native(values), 0x01));
+  swap(_mm256_shuffle_ps(as_native(values), as_native(values), 0x4e));
+  swap(_mm256_shuffle_ps(as_native(values), as_native(values), 0xb1));
+  return values[0];
+#else
+  const Floats half = combine(values, Floats{values[2], values[3], values[0], values[1]});
+  return combine(half, Floats{half[1], half[0], half[3], half[2]})[0];
+#endif
+}
+
 // e^x to 2 units in the last place, subnormal results included; +inf above 88.72, NaN for NaN.
 // Range reduction and polynomial are those of Cephes' expf.
 inline Floats exp(Floats x) {
   const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const Floats clamped = min(max(splat(-110.0f), x), splat(89.0f));
+  // In this order a NaN stays, and makes everything NaN.
+  const Floats clamped = max(splat(-110.0f), min(splat(89.0f), x));
   const Floats rounded = clamped * 1.44269504088896341f + kRound;
   const Floats n = rounded - kRound;
   const Floats r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -250,12 +296,15 @@ inline Floats exp(Floats x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = (p * r) * r + r + 1.0f;
-  // 2^n in two steps, because n reaches below the exponents of normal numbers.
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(
+      _mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
+  // 2^n in two steps, because n reaches beyond the exponents of normal numbers.
   const Ints exponent = as_ints(rounded) - 0x4b400000;
   const Ints half = exponent >> 1;
-  p = p * as_floats((half + 127) << 23) * as_floats((exponent - half + 127) << 23);
-  p = x > 88.72283f ? splat(__builtin_inff()) : p;
-  return x == x ? p : x;
+  return p * as_floats((half + 127) << 23) * as_floats((exponent - half + 127) << 23);
+#endif
 }
 
 }  // namespace ssd_fast::SSD_FAST_ISA
