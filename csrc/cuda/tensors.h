@@ -51,7 +51,7 @@ inline cudaStream_t current_stream(int32_t device) {
   }();
   STD_TORCH_CHECK(get != nullptr, "expected a torch with CUDA, whose libtorch_cuda.so is loaded");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  TORCH_ERROR_CODE_CHECK(get(device, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
@@ -61,7 +61,7 @@ inline std::tuple<Tensor, Tensor> stable_sort(const Tensor& tensor, bool descend
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack{from(tensor), from(std::optional<bool>(true)), from(int64_t{0}),
                                     from(descending)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
@@ -70,7 +70,7 @@ inline std::tuple<Tensor, Tensor> stable_sort(const Tensor& tensor, bool descend
 inline Tensor take(const Tensor& tensor, const Tensor& indices) {
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(tensor), from(int64_t{0}), from(indices)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
