@@ -115,35 +115,51 @@ def _scattered(rows: Tensor, cells: Tensor, features: Tensor) -> Tensor:
 def _through_patches(
     level: Level, cells: Tensor, gradients: Sequence[Tensor]
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Gradients of the features and of each weight, in chunks of cells."""
+    """Gradients of the features and of each weight, in chunks of cells.
+
+    The convolutions share their patches, so they go through one product as one of many outputs:
+    by itself the few outputs of a regression head leave a processor half idle.
+    """
     features, weights, wanted = level
     batch, channels, height, width = features.shape
     rows = cell_rows(features)
-    matrices = [weight.permute(0, 2, 3, 1).reshape(-1, 9 * channels) for weight in weights]
     of_rows = torch.zeros_like(rows) if wanted[0] else None
-    of_matrices: list[Tensor | None] = [None] * len(weights)
+    matrix = torch.cat([w.permute(0, 2, 3, 1).reshape(-1, 9 * channels) for w in weights])
+    joined = torch.cat(list(gradients), dim=1)
+    learning = [g for g, want in zip(gradients, wanted[1::2], strict=True) if want][::-1]
+    of_outputs = torch.cat(learning, dim=1) if learning else joined[:, :0]
+    of_matrix: Tensor | None = None
     step = max(1, PATCH_BYTES // (9 * channels * features.element_size()))
-    for part, *parts in zip(cells.split(step), *(g.split(step) for g in gradients), strict=True):
-        index, outside = _patches(part, height, width)
-        if any(wanted[1::2]):
+    for begin in range(0, max(cells.numel(), 1), step):
+        part = slice(begin, begin + step)
+        index, outside = _patches(cells[part], height, width)
+        if learning:
             patches = rows.index_select(0, index).index_fill_(0, outside, 0)
-            patches = patches.view(-1, 9 * channels)
-            for i, gradient in enumerate(parts):
-                if wanted[1 + 2 * i]:
-                    of_matrices[i] = _accumulate(of_matrices[i], gradient.t() @ patches)
+            of_chunk = of_outputs[part].t() @ patches.view(-1, 9 * channels)
+            of_matrix = _accumulate(of_matrix, of_chunk)
         if of_rows is not None:
-            of_patches = parts[0] @ matrices[0]
-            for gradient, matrix in zip(parts[1:], matrices[1:], strict=True):
-                of_patches.addmm_(gradient, matrix)
-            of_patches = of_patches.view(-1, channels).index_fill_(0, outside, 0)
+            of_patches = (joined[part] @ matrix).view(-1, channels).index_fill_(0, outside, 0)
             of_rows.index_add_(0, index, of_patches)
     of_features = None
     if of_rows is not None:
         of_features = of_rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
-    of_weights = [
-        None if m is None else m.view(-1, 3, 3, channels).permute(0, 3, 1, 2) for m in of_matrices
-    ]
-    return of_features, of_weights
+    return of_features, _split(of_matrix, level)
+
+
+def _split(matrix: Tensor | None, level: Level) -> list[Tensor | None]:
+    """The gradient of each weight that is wanted; those of the last weight stand first."""
+    channels = level.features.size(1)
+    of_weights: list[Tensor | None] = [None] * len(level.weights)
+    begin = 0
+    for i, weight in reversed(list(enumerate(level.weights))):
+        if matrix is None or not level.wanted[1 + 2 * i]:
+            continue
+        part = matrix[begin : begin + weight.size(0)]
+        # Results of an operator share no memory: the first, the large one, keeps it.
+        part = part.clone() if begin else part
+        of_weights[i] = part.view(-1, 3, 3, channels).permute(0, 3, 1, 2)
+        begin += weight.size(0)
+    return of_weights
 
 
 def _patches(cells: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
