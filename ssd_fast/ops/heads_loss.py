@@ -24,7 +24,13 @@ from ssd_fast.ops._arguments import (
 )
 from ssd_fast.ops._library import library, register
 from ssd_fast.ops._multibox import forward_reference, loss_options
-from ssd_fast.ops._sparse_convolution import Level, dense_backward, sparse_backward
+from ssd_fast.ops._sparse_convolution import (
+    Level,
+    are_small,
+    dense_backward,
+    laid_out_like,
+    sparse_backward,
+)
 from ssd_fast.ops._touched_cells import cell_gradients, touched_cells
 
 __all__ = ["heads_loss", "heads_loss_reference"]
@@ -268,22 +274,16 @@ def _backward_reference(
     return _by_kind(levels, found)
 
 
-def _backward_cpu(
-    grad_box_loss: Tensor,
-    grad_class_loss: Tensor,
-    features: list[Tensor],
-    delta_weights: list[Tensor],
-    logit_weights: list[Tensor],
-    deltas: list[Tensor],
-    logits: list[Tensor],
-    *rest: Any,
-) -> list[Tensor]:
+def _backward_cpu(grad_box_loss: Tensor, grad_class_loss: Tensor, *arguments: Any) -> list[Tensor]:
     """The backward from the touched cells of every level."""
-    arguments = (*rest[:6], *rest[7:])
-    levels = _levels(features, delta_weights, logit_weights, rest[6])
+    features, delta_weights, logit_weights, *maps = arguments[:5]
+    targets, wanted, options = arguments[5:11], arguments[11], arguments[12:]
+    levels = _levels(features, delta_weights, logit_weights, wanted)
+    if are_small(levels):
+        return _backward_reference(grad_box_loss, grad_class_loss, *arguments)
     with torch.autocast("cpu", enabled=False):
-        cells = touched_cells(rest[4], deltas)
-        rows = cell_gradients(grad_box_loss, grad_class_loss, cells, deltas, logits, *arguments)
+        cells = touched_cells(targets[4], maps[0])
+        rows = cell_gradients(grad_box_loss, grad_class_loss, cells, *maps, *targets, *options)
         gradients = [sparse_backward(*level) for level in zip(levels, cells, rows, strict=True)]
     return _by_kind(levels, gradients)
 
@@ -304,7 +304,7 @@ def _by_kind(levels: list[Level], gradients: list[list[Tensor | None]]) -> list[
     """Features of all levels first, then all delta weights, and so on, as `wanted` lists them."""
     results = [
         [
-            like.new_empty(0) if x is None else _laid_out(x, like)
+            like.new_empty(0) if x is None else laid_out_like(x, like)
             for x, like in zip(found, _inputs(level), strict=True)
         ]
         for level, found in zip(levels, gradients, strict=True)
@@ -316,19 +316,6 @@ def _inputs(level: Level) -> list[Tensor]:
     """What the gradients of a level are like; of biases only the length counts."""
     deltas, logits = level.weights
     return [level.features, deltas, deltas[:, 0, 0, 0], logits, logits[:, 0, 0, 0]]
-
-
-def _laid_out(gradient: Tensor, like: Tensor) -> Tensor:
-    """The gradient in the memory layout that the fake kernel promises."""
-    if gradient.dim() == 1 or gradient.stride() == like.stride():
-        return gradient
-    laid_out = torch.empty_like(like)
-    if like.size(2) * like.size(3) < 64:
-        return laid_out.copy_(gradient)
-    # One matrix at a time, PyTorch transposes large ones by tiles and in half the time.
-    for target, image in zip(laid_out.flatten(2), gradient.flatten(2), strict=True):
-        target.copy_(image)
-    return laid_out
 
 
 def _fake(

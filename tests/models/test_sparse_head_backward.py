@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 from ssd_fast import multibox
 from ssd_fast.models.ssd import SSD, ssd300_vgg16
 from ssd_fast.multibox import MultiBoxLoss
+from ssd_fast.ops import _sparse_convolution
 from ssd_fast.targets import Targets
 from ssd_fast.testing import assert_close, random_objects, seeded
 
@@ -59,6 +60,12 @@ def dense(model: SSD) -> SSD:
     model = copy.deepcopy(model)
     model.sparse_head_backward = False
     return model
+
+
+@pytest.fixture(autouse=True)
+def _never_small(monkeypatch) -> None:
+    """The heads of a slim model are, and would take the dense backward inside the operator."""
+    monkeypatch.setattr(_sparse_convolution, "SMALL", 0)
 
 
 @pytest.fixture
@@ -271,6 +278,7 @@ def test_two_processes_equal_one(tmp_path) -> None:
 
 def one_process(folder: str, rank: int) -> None:
     """One of the two processes of the test above."""
+    _sparse_convolution.SMALL = 0
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     images, (boxes, labels, offsets, _) = make_batch(4)
     begin, middle, end = offsets[2 * rank : 2 * rank + 3].tolist()

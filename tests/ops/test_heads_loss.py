@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """heads_loss: equal to convolutions and multibox_loss, whatever is gathered; edges, bad input."""
 
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -86,6 +87,12 @@ def assert_equal_to_maps(heads: Heads, *targets, tolerance=2e-6, **options) -> N
         assert_close(a, b, tolerance=tolerance)
         assert a.dtype == x.dtype
         assert a.stride() == x.stride() or not x.is_contiguous()
+
+
+@pytest.fixture(autouse=True)
+def _never_small(monkeypatch) -> None:
+    """The heads of these tests are; the path that is for large ones is to be seen."""
+    monkeypatch.setattr(_sparse_convolution, "SMALL", 0)
 
 
 @pytest.fixture
@@ -227,18 +234,49 @@ def test_chunks_of_patches_are_summed(never_dense, monkeypatch) -> None:
     assert_equal_to_maps(heads, *make_targets(), tolerance=0.03)
 
 
-def test_many_cells_take_the_dense_backward(monkeypatch) -> None:
-    """And few of them do not."""
+@pytest.fixture
+def dense_levels(monkeypatch) -> list:
+    """Gets an entry for each level that takes PyTorch's backward."""
     taken = []
-    dense = _sparse_convolution.dense_backward
-    monkeypatch.setattr(
-        _sparse_convolution, "dense_backward", lambda *a: taken.append(a) or dense(*a)
-    )
+    for module in (_sparse_convolution, sys.modules["ssd_fast.ops.heads_loss"]):
+        dense = module.dense_backward
+        spy = lambda *a, dense=dense: taken.append(a) or dense(*a)  # noqa: E731
+        monkeypatch.setattr(module, "dense_backward", spy)
+    return taken
+
+
+def test_many_cells_take_the_dense_backward(dense_levels) -> None:
+    """And few of them do not."""
     cells = [(4, 20, 20)]
     heads = make_heads(2, cells)
     for negatives, times in ((9, 0), (1600, 1)):
         assert_equal_to_maps(heads, *make_targets(2, cells), min_negatives=negatives)
-        assert len(taken) == times
+        assert len(dense_levels) == times
+
+
+def test_small_heads_take_the_dense_backward(dense_levels, monkeypatch) -> None:
+    """Gathering costs more than it saves."""
+    monkeypatch.setattr(_sparse_convolution, "SMALL", 2**27)
+    assert_equal_to_maps(make_heads(), *make_targets())
+    assert len(dense_levels) == len(CELLS)
+
+
+def test_no_dense_gradient_in_memory() -> None:
+    """Saved are the inputs and the maps; in backward nothing is as large as a map of logits."""
+    cells = [(4, 40, 40)]
+    heads, targets = make_heads(2, cells), make_targets(2, cells)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        box_loss, class_loss, _ = heads_loss(*heads, *targets)
+    rows = 2 * 4 * 40 * 40
+    maps, code = rows * (4 + CLASSES), rows
+    inputs = sum(x.numel() for kind in (heads[0], heads[1], heads[3], targets) for x in kind)
+    assert sum(x.numel() for x in saved) == inputs + maps + code + 2  # num_positives
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
+                                profile_memory=True) as profile:  # fmt: skip
+        torch.autograd.grad(box_loss + class_loss, heads.tensors())
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 0 < largest < 4 * rows * CLASSES
 
 
 def test_autocast_computes_in_its_dtype(never_dense) -> None:
