@@ -66,11 +66,11 @@ class Stage:
 def plan(results: Path, *, full: bool = False, python: str = sys.executable) -> list[Stage]:
     """The stages, in order."""
     install = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-v", "."]
-    build = Stage("build", 80, [Command("pip install", install, "build.log")])
+    build = Stage("build", 120, [Command("pip install", install, "build.log")])
     measure = [python, "-m", "benchmarks.gpu", "--report", str(results / report_name(full))]
     if full:
-        measure += ["--full", "--seconds", "400"]
-        return [build, Stage("benchmarks", 450, [Command("full", measure, "benchmarks.log")])]
+        measure += ["--full", "--seconds", "370"]
+        return [build, Stage("benchmarks", 410, [Command("full", measure, "benchmarks.log")])]
 
     tests = [python, *PYTEST]
     skip = [f"--ignore=tests/kernels/test_{name}.py" for name in ("compiled", "interpreted")]
@@ -95,12 +95,12 @@ def plan(results: Path, *, full: bool = False, python: str = sys.executable) -> 
         )
         for tool in SANITIZERS
     ]
-    measure += ["--seconds", "140"]
+    measure += ["--seconds", "120"]
     return [
         build,
-        Stage("tests", 170, checks),
-        Stage("sanitizers", 110, sanitize),
-        Stage("benchmarks", 165, [Command("headline", measure, "benchmarks.log")]),
+        Stage("tests", 165, checks),
+        Stage("sanitizers", 100, sanitize),
+        Stage("benchmarks", 145, [Command("headline", measure, "benchmarks.log")]),
     ]
 
 

@@ -38,7 +38,7 @@ inline Tensor empty_tensor(std::initializer_list<int64_t> sizes, ScalarType type
     stride *= std::max<int64_t>(sizes.begin()[i], 1);
   }
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
       aoti_torch_device_type_cpu(), -1, &handle));
@@ -49,7 +49,7 @@ inline Tensor empty_tensor(std::initializer_list<int64_t> sizes, ScalarType type
 inline Tensor empty_tensor_like(const Tensor& tensor) {
   if (!tensor.is_contiguous()) return torch::stable::empty_like(tensor);
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       tensor.dim(), tensor.sizes().data(), tensor.strides().data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(tensor.scalar_type())),
       aoti_torch_device_type_cpu(), -1, &handle));
