@@ -22,30 +22,127 @@ namespace ssd_fast::SSD_FAST_ISA {
 // normal floats, a NaN, an infinity.
 constexpr float kDoubtful = -1.0f;
 
-#if defined(__SSE2__)
-// A rough key is between the exact one and this many times it, as long as it is not tiny.
+// A rough key is between the exact one and this many times it, as long as it is not tiny; either
+// bound may be missed by 2e-5 of it.
 constexpr float kRoughExcess = 1.0615f;
 
-inline Ints rounded(Floats x) {
+// e^x in the bits of a float: 2^23 / ln 2 a unit of x, and the exponent of 1.
+constexpr float kRoughScale = 12102203.16f;
+constexpr float kRoughOffset = 1065353216.0f;
+
+// The bits of roughly e^x, 0 in the lanes not kept. Of a NaN and of |x| > 88 the result is
+// negative, not finite, or close to zero for an x that is truly so small.
+inline Ints rough_exp(Floats x, Keep keep) {
+  return rounded(rough_multiply_add(x, kRoughScale, kRoughOffset), keep);
+}
+
+// Rough keys of kLanes rows of float32 at a time.
+class BlockKeys {
+ public:
+  void reset(int64_t classes, int64_t background) {
+    if (classes == classes_ && background == background_) return;
+    classes_ = classes;
+    background_ = background;
+    vectors_ = (classes + kLanes - 1) / kLanes;
+    starts_.clear();
+    keep_.clear();
+    // The last vector of a row ends with the row: it does not read on, it reads some lanes again.
+    for (int64_t v = 0; v < vectors_; ++v) {
+      const int64_t start = std::max<int64_t>(0, std::min(v * kLanes, classes - kLanes));
+      starts_.push_back(start);
+      const Ints c = lane_numbers() + static_cast<int32_t>(start);
+      keep_.push_back(keep_lanes((c >= static_cast<int32_t>(v * kLanes)) &
+                                 (c < static_cast<int32_t>(classes)) &
+                                 (c != static_cast<int32_t>(background))));
+    }
+  }
+
+  // Keys of contiguous rows that begin `stride` apart.
+  Floats keys(const float* rows, int64_t stride) const {
 #if defined(__AVX512F__)
-  return reinterpret_cast<Ints>(_mm512_cvtps_epi32(reinterpret_cast<__m512>(x)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<Ints>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(x)));
-#else
-  return reinterpret_cast<Ints>(_mm_cvtps_epi32(reinterpret_cast<__m128>(x)));
+    if (classes_ > 16 && classes_ <= 24) return three_halves_keys(rows, stride);
 #endif
-}
+    switch (vectors_) {  // loops of a known length, of 21 or 81 classes, stay in registers
+      case kLanes == 16 ? 6:
+        3 : return fixed_keys<kLanes == 16 ? 6 : 3>(rows, stride);
+      default:
+        return fixed_keys<0>(rows, stride);
+    }
+  }
 
-// The bits of roughly e^x. Of a NaN and of |x| > 88 the result is negative, not finite, or close
-// to zero for an x that is truly so small: overflow wraps around to the sign.
-inline Ints rough_exp(Floats x) {
-  return reinterpret_cast<Ints>(reinterpret_cast<Words>(rounded(x * 12102203.16f)) + 0x3f800000u);
-}
-#else
-constexpr float kRoughExcess = 1.00001f;
+ private:
+  template <int kVectors>
+  Floats fixed_keys(const float* rows, int64_t stride) const {
+    const int64_t vectors = kVectors ? kVectors : vectors_;
+    const int64_t background = background_;
+    Ints doubt{};
+    const auto sum_of_row = [&](int64_t r) __attribute__((always_inline)) {
+      const float* row = rows + r * stride;
+      const Floats reference = splat(row[background]);
+      Floats sum{};
+      for (int64_t v = 0; v < vectors; ++v) {
+        const Ints bits = rough_exp(load(row + starts_[v]) - reference, keep_[v]);
+        doubt |= bits;
+        sum = v > 0 ? sum + as_floats(bits) : as_floats(bits);
+      }
+      settle(doubt);
+      return sum;
+    };
+    const Floats keys = combine_rows(sum_of_row, [](Floats a, Floats b) { return a + b; });
+    return any(doubt < 0) ? splat(kDoubtful) : settled(keys);
+  }
 
-inline Ints rough_exp(Floats x) { return as_ints(exp(x)); }
+#if defined(__AVX512F__)
+  // `keys` for 17 to 24 classes: three half vectors leave fewer lanes idle than two whole
+  // ones, and processors that split whole ones spend as much on a whole as on two halves.
+  Floats three_halves_keys(const float* rows, int64_t stride) const {
+    const int64_t background = background_, last = classes_ - 8;
+    // Lane i of the last one is class `last` + i: those that the others have are left out.
+    const __mmask8 keep_0 = keep_[0] & 0xff, keep_1 = keep_[0] >> 8, keep_2 = keep_[1] >> 8;
+    __m256i doubt = _mm256_setzero_si256();
+    const auto sum_of_row = [&](int64_t r) __attribute__((always_inline)) {
+      const float* row = rows + r * stride;
+      const __m256 reference = _mm256_set1_ps(row[background]);
+      const auto bits = [&](int64_t start, __mmask8 kept) __attribute__((always_inline)) {
+        const __m256 x = _mm256_sub_ps(_mm256_loadu_ps(row + start), reference);
+        return _mm256_maskz_cvtps_epi32(
+            kept, _mm256_fmadd_ps(x, _mm256_set1_ps(kRoughScale), _mm256_set1_ps(kRoughOffset)));
+      };
+      const __m256i a = bits(0, keep_0), b = bits(8, keep_1), c = bits(last, keep_2);
+      doubt = _mm256_ternarylogic_epi32(_mm256_or_si256(doubt, a), b, c, 0xfe);
+      settle(doubt);
+      return _mm256_add_ps(_mm256_add_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)),
+                           _mm256_castsi256_ps(c));
+    };
+    const auto two = [](__m256 a, __m256 b) __attribute__((always_inline)) {
+      return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+    };
+    const auto eight = [&](int64_t r) __attribute__((always_inline)) {
+      const auto four = [&](int64_t i) __attribute__((always_inline)) {
+        const __m256 low = two(sum_of_row(i), sum_of_row(i + 1));
+        return two(low, two(sum_of_row(i + 2), sum_of_row(i + 3)));
+      };
+      const __m256 low = four(r), high = four(r + 4);
+      return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
+                           _mm256_permute2f128_ps(low, high, 0x31));
+    };
+    const __m256 low = eight(0), high = eight(8);
+    if (_mm256_movemask_ps(_mm256_castsi256_ps(doubt)) != 0) return splat(kDoubtful);
+    return settled(
+        reinterpret_cast<Floats>(_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1)));
+  }
 #endif
+
+  static Floats settled(Floats keys) {
+    return keys <= std::numeric_limits<float>::max() ? keys : splat(kDoubtful);
+  }
+
+  int64_t classes_ = -1;
+  int64_t background_ = -1;
+  int64_t vectors_ = 0;
+  std::vector<int64_t> starts_;  // of each vector of a row
+  std::vector<Keep> keep_;       // the lanes of each vector that enter the key
+};
 
 // Rough keys of one level after another; keeps its scratch memory between them.
 template <typename T>
@@ -54,21 +151,10 @@ class RoughKeys {
   // Prepares for a level, which must outlive the computation.
   void reset(const Level& level, int64_t classes, int64_t background) {
     level_ = &level;
-    if (classes == classes_ && background == background_) return;
     classes_ = classes;
     background_ = background;
-    vectors_ = (classes + kLanes - 1) / kLanes;
+    block_keys_.reset(classes, background);
     block_.resize(static_cast<size_t>(kLanes * std::max(classes, kLanes)));
-    starts_.clear();
-    keep_.clear();
-    // The last vector of a row ends with the row: it does not read on, it reads some lanes again.
-    for (int64_t v = 0; v < vectors_; ++v) {
-      const int64_t start = std::max<int64_t>(0, std::min(v * kLanes, classes - kLanes));
-      starts_.push_back(start);
-      for (int64_t c = start; c < start + kLanes; ++c) {
-        keep_.push_back(c >= v * kLanes && c < classes && c != background ? -1 : 0);
-      }
-    }
   }
 
   // Keys of all rows of cells `begin` to `end` of an image; row 0 of the level is keys[0].
@@ -89,11 +175,16 @@ class RoughKeys {
   void even_rows(const T* data, int64_t begin, int64_t end, float* keys) {
     const int64_t stride = level_->row_stride();
     int64_t row = begin;
-    for (; row + kLanes <= end; row += kLanes) {
-      store(keys + row, block_keys(data + row * stride, stride));
+    if constexpr (std::is_same_v<T, float>) {
+      for (; row + kLanes <= end; row += kLanes) {
+        store(keys + row, block_keys_.keys(data + row * stride, stride));
+      }
     }
-    if (row < end)
-      copied_rows(end - row, [&](int64_t i) { return data + (row + i) * stride; }, 1, keys + row);
+    for (; row < end; row += kLanes) {
+      copied_rows(
+          std::min(kLanes, end - row), [&](int64_t i) { return data + (row + i) * stride; }, 1,
+          keys + row);
+    }
   }
 
   void any_rows(int64_t image, int64_t begin, int64_t end, float* keys) {
@@ -106,52 +197,19 @@ class RoughKeys {
     }
   }
 
-  // Keys of at most kLanes rows, through a copy that has no gaps.
+  // Keys of at most kLanes rows, through a copy in float32 that has no gaps.
   template <typename RowAt>
   void copied_rows(int64_t count, const RowAt& row_at, int64_t channel_stride, float* keys) {
     const int64_t stride = std::max(classes_, kLanes);
     for (int64_t i = 0; i < count; ++i) {
-      load_row(row_at(i), channel_stride, classes_, &block_[i * stride]);
+      load_row_as_floats(row_at(i), channel_stride, classes_, &block_[i * stride]);
     }
-    float values[kLanes];
-    store(values, block_keys(block_.data(), stride));
-    std::copy(values, values + count, keys);
-  }
-
-  // Keys of kLanes contiguous rows.
-  template <typename Element>
-  Floats block_keys(const Element* rows, int64_t stride) const {
-    switch (vectors_) {  // of 21 and 81 classes: loops of known length stay in registers
-      case 2:
-        return fixed_block_keys<2>(rows, stride);
-      case 3:
-        return fixed_block_keys<3>(rows, stride);
-      case 6:
-        return fixed_block_keys<6>(rows, stride);
-      default:
-        return fixed_block_keys<0>(rows, stride);
+    const Floats values = block_keys_.keys(block_.data(), stride);
+    if (count == kLanes) {
+      store(keys, values);
+    } else {
+      for (int64_t i = 0; i < count; ++i) keys[i] = values[i];
     }
-  }
-
-  template <int kVectors, typename Element>
-  Floats fixed_block_keys(const Element* rows, int64_t stride) const {
-    const int64_t vectors = kVectors ? kVectors : vectors_;
-    Floats sums[kLanes];
-    Ints doubt{};
-    for (int64_t r = 0; r < kLanes; ++r) {
-      const Element* row = rows + r * stride;
-      const Floats reference = splat(to_float(row[background_]));
-      Floats sum{};
-      for (int64_t v = 0; v < vectors; ++v) {
-        const Ints bits =
-            rough_exp(load_floats(row + starts_[v]) - reference) & load(&keep_[v * kLanes]);
-        doubt |= bits;
-        sum += as_floats(bits);
-      }
-      sums[r] = sum;
-    }
-    const Floats keys = combine_rows(sums, [](Floats a, Floats b) { return a + b; });
-    return any(doubt < 0) ? splat(kDoubtful) : settled(keys);
   }
 
   // Keys of one box of each cell, the classes of which are planes: a vector holds many cells.
@@ -161,20 +219,21 @@ class RoughKeys {
     while (begin < end) {
       const int64_t count = end - begin < kStrip + kLanes ? end - begin : kStrip;
       std::fill(sums, sums + count, 0.0f);
+      const Keep all = keep_lanes(splat(-1));
       Ints doubt{};
       for (int64_t c = 0; c < classes_; ++c) {
         if (c == background_) continue;
         const T* plane = data + c * level_->channel_stride + begin;
         const T* reference = data + background_ * level_->channel_stride + begin;
-        const auto add = [&](int64_t i, Ints keep) {
-          const Ints bits = rough_exp(load_floats(plane + i) - load_floats(reference + i)) & keep;
+        const auto add = [&](int64_t i, Keep keep) {
+          const Ints bits = rough_exp(load_floats(plane + i) - load_floats(reference + i), keep);
           doubt |= bits;
           store(sums + i, load(sums + i) + as_floats(bits));
         };
         int64_t i = 0;
-        for (; i + kLanes <= count; i += kLanes) add(i, splat(-1));
+        for (; i + kLanes <= count; i += kLanes) add(i, all);
         const int64_t last = count - kLanes;
-        if (i < count) add(last, lane_numbers() >= static_cast<int32_t>(i - last));
+        if (i < count) add(last, keep_lanes(lane_numbers() >= static_cast<int32_t>(i - last)));
       }
       const bool doubtful = any(doubt < 0);
       for (int64_t i = 0; i < count; ++i) {
@@ -185,16 +244,10 @@ class RoughKeys {
     }
   }
 
-  static Floats settled(Floats keys) {
-    return keys <= std::numeric_limits<float>::max() ? keys : splat(kDoubtful);
-  }
-
   const Level* level_ = nullptr;
   int64_t classes_ = -1;
   int64_t background_ = -1;
-  int64_t vectors_ = 0;
-  std::vector<int64_t> starts_;  // of each vector of a row
-  std::vector<int32_t> keep_;    // -1 in the lanes of each vector that enter the key
+  BlockKeys block_keys_;
   std::vector<float> block_;
 };
 

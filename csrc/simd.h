@@ -9,12 +9,16 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "rows.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+// For what is worth nothing unless its vectors stay in registers.
+#define SSD_FAST_INLINE inline __attribute__((always_inline))
 
 #ifndef SSD_FAST_ISA
 #define SSD_FAST_ISA portable
@@ -114,6 +118,57 @@ inline uint32_t lanes_of(Ints mask) {
 
 inline bool any(Ints mask) { return lanes_of(mask) != 0; }
 
+// Computes a running value here and now. Left to itself, the compiler reorders such sums of
+// integers and keeps every term, in memory, to the end.
+template <typename Vector>
+SSD_FAST_INLINE void settle(Vector& running) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(running));
+#else
+  (void)running;
+#endif
+}
+
+// Which lanes to keep, in the form that costs least.
+#if defined(__AVX512F__)
+typedef __mmask16 Keep;
+inline Keep keep_lanes(Ints mask) { return static_cast<Keep>(lanes_of(mask)); }
+#else
+typedef Ints Keep;
+inline Keep keep_lanes(Ints mask) { return mask; }
+#endif
+
+// The nearest integers, 0 in the lanes not kept; the least of all for a NaN and beyond the range.
+inline Ints rounded(Floats x, Keep keep) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Ints>(_mm512_maskz_cvtps_epi32(keep, reinterpret_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Ints>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(x))) & keep;
+#elif defined(__SSE2__)
+  return reinterpret_cast<Ints>(_mm_cvtps_epi32(reinterpret_cast<__m128>(x))) & keep;
+#else
+  Ints value;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const bool fits = x[lane] > -2147483648.0f && x[lane] < 2147483648.0f;
+    value[lane] = fits ? static_cast<int32_t>(x[lane]) : -2147483647 - 1;
+  }
+  return value & keep;
+#endif
+}
+
+// a * b + c, rounded once or twice.
+inline Floats rough_multiply_add(Floats a, float b, float c) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), _mm512_set1_ps(b), _mm512_set1_ps(c)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Floats>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), _mm256_set1_ps(b), _mm256_set1_ps(c)));
+#else
+  return a * b + c;
+#endif
+}
+
 // Writes the lanes of `values` where `mask` holds to `to`, in order; returns how many. What
 // follows them, up to kLanes in all, is overwritten.
 inline int64_t compress(Ints mask, Ints values, int32_t* to) {
@@ -167,6 +222,19 @@ inline Floats load_floats(const Half* from) {
 #endif
 }
 
+// Copies a row into `out` as float32, vector by vector where it can.
+template <typename T>
+inline void load_row_as_floats(const T* row, int64_t channel_stride, int64_t channels, float* out) {
+  if (channel_stride != 1 || channels < kLanes) {
+    load_row(row, channel_stride, channels, out);
+    return;
+  }
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const int64_t start = c < channels - kLanes ? c : channels - kLanes;
+    store(out + start, load_floats(row + start));
+  }
+}
+
 // The coordinates of the boxes (n, 4) from `from` on, one box a lane.
 struct Boxes {
   Floats x1, y1, x2, y2;
@@ -198,57 +266,57 @@ inline Boxes load_boxes(const float* from) {
 #endif
 }
 
-// Lane i of the result combines the lanes of rows[i], in an order of its own: of sums it is a rough
-// one, of minima and maxima the exact one.
-template <typename Combine>
-inline Floats combine_rows(const Floats* rows, const Combine& combine) {
+// Lane i of the result combines the lanes of row_at(i), or of row_at[i], in an order of its own: of
+// sums it is a rough one, of minima and maxima the exact one. Rows are asked for once and in order,
+// so that few of them are held in registers at a time.
+template <int64_t kFirst, int64_t kCount, typename RowAt, typename Combine>
+SSD_FAST_INLINE Floats combine_some(const RowAt& row_at, const Combine& combine) {
+  if constexpr (kCount == 1) {
+    if constexpr (std::is_invocable_v<RowAt, int64_t>) {
+      return row_at(kFirst);
+    } else {
+      return row_at[kFirst];
+    }
+  } else {
+    const Floats left = combine_some<kFirst, kCount / 2>(row_at, combine);
+    const Floats right = combine_some<kFirst + kCount / 2, kCount / 2>(row_at, combine);
 #if defined(__AVX512F__)
-  const auto as_doubles = [](Floats value) { return reinterpret_cast<__m512d>(value); };
-  const auto as_native = [](Floats value) { return reinterpret_cast<__m512>(value); };
-  Floats part[8];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    const __m512 a = as_native(rows[2 * i]), b = as_native(rows[2 * i + 1]);
-    part[i] = combine(reinterpret_cast<Floats>(_mm512_unpacklo_ps(a, b)),
-                      reinterpret_cast<Floats>(_mm512_unpackhi_ps(a, b)));
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const __m512d a = as_doubles(part[2 * i]), b = as_doubles(part[2 * i + 1]);
-    part[i] = combine(reinterpret_cast<Floats>(_mm512_unpacklo_pd(a, b)),
-                      reinterpret_cast<Floats>(_mm512_unpackhi_pd(a, b)));
-  }
-#pragma GCC unroll 2
-  for (int n = 2; n > 0; n /= 2) {
-#pragma GCC unroll 2
-    for (int i = 0; i < n; ++i) {
-      const __m512 a = as_native(part[2 * i]), b = as_native(part[2 * i + 1]);
-      part[i] = combine(reinterpret_cast<Floats>(_mm512_shuffle_f32x4(a, b, 0x88)),
-                        reinterpret_cast<Floats>(_mm512_shuffle_f32x4(a, b, 0xdd)));
+    const __m512 a = reinterpret_cast<__m512>(left), b = reinterpret_cast<__m512>(right);
+    if constexpr (kCount == 2) {
+      return combine(reinterpret_cast<Floats>(_mm512_unpacklo_ps(a, b)),
+                     reinterpret_cast<Floats>(_mm512_unpackhi_ps(a, b)));
+    } else if constexpr (kCount == 4) {
+      const __m512d c = reinterpret_cast<__m512d>(left), d = reinterpret_cast<__m512d>(right);
+      return combine(reinterpret_cast<Floats>(_mm512_unpacklo_pd(c, d)),
+                     reinterpret_cast<Floats>(_mm512_unpackhi_pd(c, d)));
+    } else {
+      return combine(reinterpret_cast<Floats>(_mm512_shuffle_f32x4(a, b, 0x88)),
+                     reinterpret_cast<Floats>(_mm512_shuffle_f32x4(a, b, 0xdd)));
     }
-  }
-  return part[0];
 #elif defined(__AVX2__)
-  const auto as_native = [](Floats value) { return reinterpret_cast<__m256>(value); };
-  Floats part[8];
-  for (int i = 0; i < 8; ++i) part[i] = rows[i];
-  for (int n = 4; n > 1; n /= 2) {
-    for (int i = 0; i < n; ++i) {
-      const __m256 a = as_native(part[2 * i]), b = as_native(part[2 * i + 1]);
-      part[i] = combine(reinterpret_cast<Floats>(_mm256_shuffle_ps(a, b, 0x88)),
-                        reinterpret_cast<Floats>(_mm256_shuffle_ps(a, b, 0xdd)));
+    const __m256 a = reinterpret_cast<__m256>(left), b = reinterpret_cast<__m256>(right);
+    if constexpr (kCount < 8) {
+      return combine(reinterpret_cast<Floats>(_mm256_shuffle_ps(a, b, 0x88)),
+                     reinterpret_cast<Floats>(_mm256_shuffle_ps(a, b, 0xdd)));
+    } else {
+      return combine(reinterpret_cast<Floats>(_mm256_permute2f128_ps(a, b, 0x20)),
+                     reinterpret_cast<Floats>(_mm256_permute2f128_ps(a, b, 0x31)));
     }
-  }
-  const __m256 a = as_native(part[0]), b = as_native(part[1]);
-  return combine(reinterpret_cast<Floats>(_mm256_permute2f128_ps(a, b, 0x20)),
-                 reinterpret_cast<Floats>(_mm256_permute2f128_ps(a, b, 0x31)));
 #else
-  Floats column[kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    for (int lane = 0; lane < kLanes; ++lane) column[lane][i] = rows[i][lane];
-  }
-  return combine(combine(column[0], column[1]), combine(column[2], column[3]));
+    Floats even, odd;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Floats& from = lane < kLanes / 2 ? left : right;
+      even[lane] = from[2 * lane % kLanes];
+      odd[lane] = from[2 * lane % kLanes + 1];
+    }
+    return combine(even, odd);
 #endif
+  }
+}
+
+template <typename RowAt, typename Combine>
+SSD_FAST_INLINE Floats combine_rows(const RowAt& row_at, const Combine& combine) {
+  return combine_some<0, kLanes>(row_at, combine);
 }
 
 // All lanes combined, halves upon halves: of sixteen numbers, added to kLanes of them as halves

@@ -27,7 +27,7 @@ class SoftmaxRow {
   void load_logits(const T* logits, int64_t channel_stride, int64_t target) {
     constexpr float kLarge = 40.0f;
     constexpr float kNothing = -std::numeric_limits<float>::infinity();
-    copy_row(logits, channel_stride);
+    load_row_as_floats(logits, channel_stride, classes_, ratios_.data());
     const float reference = ratios_[target];
     std::fill(ratios_.begin() + classes_, ratios_.end(), kNothing);
     ratios_[target] = kNothing;
@@ -73,18 +73,6 @@ class SoftmaxRow {
 
  private:
   static constexpr int64_t kPartial = 16;
-
-  template <typename T>
-  void copy_row(const T* logits, int64_t channel_stride) {
-    if (channel_stride == 1 && classes_ >= kLanes) {
-      for (int64_t c = 0; c < classes_; c += kLanes) {
-        const int64_t start = std::min(c, classes_ - kLanes);
-        store(&ratios_[start], load_floats(logits + start));
-      }
-    } else {
-      load_row(logits, channel_stride, classes_, ratios_.data());
-    }
-  }
 
   int64_t classes_ = 0;
   std::vector<float> ratios_;  // (C,) in whole groups of kPartial
