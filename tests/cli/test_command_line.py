@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("tyro", reason="needs the train extra")
+
 import ssd_fast as package
 from ssd_fast.cli import main
 from ssd_fast.cli.demo import Demo
