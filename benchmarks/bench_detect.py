@@ -21,8 +21,8 @@ def test_detect_trained(side_by_side: SideBySide, batch: int, classes: int) -> N
     )
 
 
-def test_detect_flat(side_by_side: SideBySide) -> None:
-    case = make_case(1, 21, flat=True)
-    side_by_side(
-        "detect, B=1, C=21, flat scores", detect_contenders(case, FLAT, share=0.99), caches=["cold"]
-    )
+@pytest.mark.parametrize("classes", [21, 81])
+def test_detect_flat(side_by_side: SideBySide, classes: int) -> None:
+    case = make_case(1, classes, flat=True)
+    contenders = detect_contenders(case, FLAT, share=0.99)
+    side_by_side(f"detect, B=1, C={classes}, flat scores", contenders)

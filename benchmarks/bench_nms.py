@@ -17,7 +17,7 @@ PYTHON_LIMIT = 1000  # boxes: from there on the Python loops take seconds
 
 
 @pytest.mark.parametrize("crowd", CROWDS)
-@pytest.mark.parametrize("count", [200, 1000, 5000])
+@pytest.mark.parametrize("count", [200, 1000, 5000, 20_000])
 def test_nms(side_by_side: SideBySide, count: int, crowd: str) -> None:
     boxes, scores = crowded_boxes(crowd, count, seeded(count))
     expected = nms_reference(boxes, scores, IOU_THRESHOLD)

@@ -23,28 +23,37 @@ class CoarseGrid {
 
   // Of boxes whose corners lie within `bounds`.
   explicit CoarseGrid(const Box& bounds)
-      : x_(bounds.x1),
-        y_(bounds.y1),
-        x_scale_(256 / (bounds.x2 - bounds.x1)),
-        y_scale_(256 / (bounds.y2 - bounds.y1)) {}
+      : origin_{bounds.x1, bounds.y1, bounds.x1, bounds.y1},
+        scale_{256 / (bounds.x2 - bounds.x1), 256 / (bounds.y2 - bounds.y1),
+               256 / (bounds.x2 - bounds.x1), 256 / (bounds.y2 - bounds.y1)} {}
 
   CoarseBox cells(const Box& box) const {
-    return {cell((box.x1 - x_) * x_scale_), cell((box.y1 - y_) * y_scale_),
-            cell((box.x2 - x_) * x_scale_), cell((box.y2 - y_) * y_scale_)};
+    const Four corners{box.x1, box.y1, box.x2, box.y2};
+    const Four zero{}, last = zero + 255.0f;
+    Four place = (corners - origin_) * scale_;
+    // An extent of zero or beyond float32 leaves NaN at its lower end: that is cell 0.
+    place = place > zero ? place : zero;
+    place = place < last ? place : last;
+    CoarseBox cells;
+#if defined(__SSE2__)
+    const __m128i numbers = _mm_cvttps_epi32(reinterpret_cast<__m128>(place));
+    const __m128i words = _mm_packs_epi32(numbers, numbers);
+    const int32_t bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
+    std::memcpy(&cells, &bytes, sizeof(cells));
+#else
+    cells = {static_cast<uint8_t>(place[0]), static_cast<uint8_t>(place[1]),
+             static_cast<uint8_t>(place[2]), static_cast<uint8_t>(place[3])};
+#endif
+    return cells;
   }
 
  private:
-  // An extent of zero or beyond float32 leaves NaN at its lower end: that is cell 0.
-  static uint8_t cell(float place) {
-    place = place > 0.0f ? place : 0.0f;
-    return static_cast<uint8_t>(place < 255.0f ? place : 255.0f);
-  }
-
-  float x_ = 0, y_ = 0, x_scale_ = 0, y_scale_ = 0;
+  typedef float Four __attribute__((vector_size(16)));
+  Four origin_{}, scale_{};
 };
 
 // Cells of 64 boxes. A place not used yet is touched by next to nothing.
-struct CoarseBlock {
+struct alignas(64) CoarseBlock {
   static constexpr int kBoxes = 64;
   uint8_t x1[kBoxes], y1[kBoxes], x2[kBoxes], y2[kBoxes];
 
@@ -66,10 +75,10 @@ struct CoarseBlock {
   uint64_t touching(const CoarseBox& box) const {
 #if defined(__AVX512BW__)
     const auto all = [](uint8_t byte) { return _mm512_set1_epi8(static_cast<char>(byte)); };
-    __mmask64 lanes = _mm512_cmple_epu8_mask(_mm512_loadu_si512(x1), all(box.x2));
-    lanes = _mm512_mask_cmpge_epu8_mask(lanes, _mm512_loadu_si512(x2), all(box.x1));
-    lanes = _mm512_mask_cmple_epu8_mask(lanes, _mm512_loadu_si512(y1), all(box.y2));
-    return _mm512_mask_cmpge_epu8_mask(lanes, _mm512_loadu_si512(y2), all(box.y1));
+    return _mm512_cmple_epu8_mask(_mm512_load_si512(x1), all(box.x2)) &
+           _mm512_cmpge_epu8_mask(_mm512_load_si512(x2), all(box.x1)) &
+           _mm512_cmple_epu8_mask(_mm512_load_si512(y1), all(box.y2)) &
+           _mm512_cmpge_epu8_mask(_mm512_load_si512(y2), all(box.y1));
 #else
     typedef uint8_t Bytes __attribute__((vector_size(16)));
     const auto load_bytes = [](const uint8_t* from) {

@@ -168,6 +168,7 @@ class Detector {
   }
 
  private:
+  static constexpr size_t kAhead = 16;
   static constexpr float kNoFloor = -std::numeric_limits<float>::infinity();
 
   int64_t find(int64_t image) {
@@ -193,11 +194,16 @@ class Detector {
         best_.reset(BestKeys::kMost, visited, floor);
         collect(image, floor, kMany);
       }
-      for (const uint64_t key : best_.sorted()) {
-        if (count == options.max_detections) return count;
-        count += visit(key, image, count);
-        visited = key;
+      const std::vector<uint64_t>& keys = best_.sorted();
+      for (size_t first = 0; first < keys.size(); first += kAhead) {
+        const size_t ahead = std::min(keys.size() - first, kAhead);
+        decode(image, keys.data() + first, ahead);
+        for (size_t i = 0; i < ahead; ++i) {
+          if (count == options.max_detections) return count;
+          count += visit(candidates_[i], image, count);
+        }
       }
+      if (!keys.empty()) visited = keys.back();
       if (!best_.has_left_out() && floor == kNoFloor) return count;
     }
   }
@@ -251,39 +257,67 @@ class Detector {
     visit_dtype(job_->logits.dtype, [&](auto* type) {
       row_.read(static_cast<decltype(type)>(level.data) + offset, level.channel_stride);
     });
-    bool is_candidate = false;
     row_.scores(std::max(job_->options.score_threshold, best_.below()), open_.data(),
                 [&](int64_t c, Floats score, uint32_t classes) {
-                  is_candidate = true;
                   for (; classes != 0; classes &= classes - 1) {
                     const int k = __builtin_ctz(classes);
                     const int64_t index = (c + k) * job_->P + prior;
                     best_.offer(score_key(score[k], static_cast<uint32_t>(index)));
                   }
                 });
-    if (is_candidate) prefetch(image, prior);
   }
 
-  // Starts to read what `visit` will want.
-  void prefetch(int64_t image, int64_t prior) const {
-    __builtin_prefetch(job_->priors + 4 * prior);
-    const auto [level, offset] = deltas_of(image, prior);
-    const int64_t size = job_->deltas.dtype == Dtype::kFloat32 ? 4 : 2;
-    for (int k = 0; k < (level->channel_stride == 1 ? 1 : 4); ++k) {
-      __builtin_prefetch(static_cast<const char*>(level->data) +
-                         size * (offset + k * level->channel_stride));
+  struct Candidate {
+    float score;
+    int64_t label;
+    Box box;
+  };
+
+  // Decodes the first `n` of the keys, at most kAhead, into candidates_. Their deltas lie far
+  // apart: read one after another they would be waited for one after another.
+  void decode(int64_t image, const uint64_t* keys, size_t n) {
+    float delta[4][kAhead] = {}, prior_box[4][kAhead] = {};
+    for (size_t i = 0; i < n; ++i) {
+      const uint32_t index = static_cast<uint32_t>(keys[i]);
+      const int64_t label = index / static_cast<uint32_t>(job_->P);
+      const int64_t prior = index - label * job_->P;
+      candidates_[i].score = score_of(keys[i]);
+      candidates_[i].label = label;
+      const auto [level, offset] = deltas_of(image, prior);
+      visit_dtype(job_->deltas.dtype, [&, level = level, offset = offset](auto* type) {
+        const auto* const row = static_cast<decltype(type)>(level->data) + offset;
+        for (int k = 0; k < 4; ++k) delta[k][i] = to_float(row[k * level->channel_stride]);
+      });
+      for (int k = 0; k < 4; ++k) prior_box[k][i] = job_->priors[4 * prior + k];
+    }
+    const Variances& v = job_->options.variances;
+    for (size_t i = 0; i < n; i += kLanes) {
+      // The operations of decode_box.
+      const auto side = [&](int k, float scale, float size_scale, Floats* low, Floats* high) {
+        const Floats p1 = load(&prior_box[k][i]), p2 = load(&prior_box[k + 2][i]);
+        const Floats center = (load(&delta[k][i]) * scale) * (p2 - p1) + (p1 + p2) * 0.5f;
+        const Floats log_size = load(&delta[k + 2][i]) * size_scale;
+        const Floats size = exp(min(splat(job_->options.max_log_scale), log_size));
+        const Floats half = size * (p2 - p1) * 0.5f;
+        *low = center - half;
+        *high = center + half;
+      };
+      Boxes box;
+      side(0, v.x, v.w, &box.x1, &box.x2);
+      side(1, v.y, v.h, &box.y1, &box.y2);
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        candidates_[i + lane].box = {box.x1[lane], box.y1[lane], box.x2[lane], box.y2[lane]};
+      }
     }
   }
 
   // Writes the candidate as detection number `count` if it is one.
-  bool visit(uint64_t key, int64_t image, int64_t count) {
+  bool visit(const Candidate& candidate, int64_t image, int64_t count) {
     const DetectOptions& options = job_->options;
-    const uint32_t index = static_cast<uint32_t>(key);
-    const int64_t label = index / static_cast<uint32_t>(job_->P);
-    const int64_t prior = index - label * job_->P;
+    const int64_t label = candidate.label;
     if (seen_[label] == options.top_k) return false;
     if (++seen_[label] == options.top_k) open_[label] = 0;
-    Box box = decode(image, prior);
+    Box box = candidate.box;
     if (job_->clip != nullptr) {
       const float* const clip = job_->clip + image * job_->clip_stride;
       box = {clamp(box.x1, clip[0], clip[2]), clamp(box.y1, clip[1], clip[3]),
@@ -292,19 +326,9 @@ class Detector {
     if (!is_finite(box) || !kept_.keep(label, box, options.iou_threshold)) return false;
     const int64_t row = image * options.max_detections + count;
     std::memcpy(job_->boxes + 4 * row, &box, sizeof(box));
-    job_->scores[row] = score_of(key);
+    job_->scores[row] = candidate.score;
     job_->labels[row] = label;
     return true;
-  }
-
-  Box decode(int64_t image, int64_t prior) const {
-    const auto [level, offset] = deltas_of(image, prior);
-    float delta[4];
-    visit_dtype(job_->deltas.dtype, [&, level = level, offset = offset](auto* type) {
-      load_row(static_cast<decltype(type)>(level->data) + offset, level->channel_stride, 4, delta);
-    });
-    return decode_box(delta, box_at(job_->priors, prior), job_->options.variances,
-                      job_->options.max_log_scale);
   }
 
   struct Place {
@@ -329,6 +353,7 @@ class Detector {
   std::tuple<RowFilter<float>, RowFilter<Half>, RowFilter<BFloat16>> filters_;
   ScoreRow row_;
   BestKeys best_;
+  Candidate candidates_[kAhead];
   KeptBoxes kept_;
   std::vector<int64_t> seen_;  // candidates visited of each class
   std::vector<int32_t> open_;  // 1 for classes that may have further candidates, else 0

@@ -13,7 +13,7 @@
 namespace ssd_fast {
 
 // Kept boxes of one class, coordinate by coordinate.
-struct KeptBlock {
+struct alignas(64) KeptBlock {
   static constexpr int kBoxes = 16;
   float x1[kBoxes], y1[kBoxes], x2[kBoxes], y2[kBoxes], area[kBoxes];
   int32_t used = 0;
@@ -50,8 +50,8 @@ inline bool suppresses(const KeptBlock& kept, const Box& box, float box_area, fl
     const Floats area_of_union = load(kept.area + i) + box_area - inter;
     // Spares most divisions: a quotient rounds to above a threshold >= 0 only where the union is
     // not negative and inter > threshold * union, and there, rounding being monotonic, this holds.
-    if (threshold >= 0.0f && !any(inter >= area_of_union * threshold)) continue;
-    if (any(inter / area_of_union > threshold)) return true;
+    if (threshold >= 0.0f && !any_reaching(inter, area_of_union * threshold)) continue;
+    if (any_above(inter / area_of_union, splat(threshold))) return true;
   }
   return false;
 }

@@ -126,7 +126,7 @@ class RowFilter {
     const int64_t safe =
         last == 0 ? rows : rows - (last + stride - 1) / std::max<int64_t>(stride, 1);
     const auto is_leading = [&](const auto* row) {
-      return any(lead<kVectors>(row, splat(kNone), nullptr) >= margin);
+      return any_reaching(lead<kVectors>(row, splat(kNone), nullptr), splat(margin));
     };
     int64_t row = 0;
     for (; stride > 0 && row + kGroup <= safe; row += kGroup) {
@@ -135,7 +135,7 @@ class RowFilter {
       for (int64_t r = 0; r < kGroup; ++r) {
         best = lead<kVectors>(data + (row + r) * stride, best, nullptr);
       }
-      if (!any(best >= margin)) continue;
+      if (!any_reaching(best, splat(margin))) continue;
       for (int64_t r = row; r < row + kGroup; ++r) {
         if (is_leading(data + r * stride) && !report(r, row + kGroup)) return false;
       }

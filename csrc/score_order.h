@@ -22,29 +22,40 @@ inline float score_of(uint64_t key) {
 }
 
 // Sorts keys; keeps its scratch memory. A radix sort of the scores takes about 5 ns a key where
-// comparisons take 10 ns times the logarithm of their number; keys of equal scores are few.
+// comparisons take 3 ns times the logarithm of their number; keys of equal scores are few.
 class KeySorter {
  public:
   void sort(std::vector<uint64_t>& keys) {
     if (keys.size() < 64) {
       std::sort(keys.begin(), keys.end());
     } else {
-      if (scratch_.size() < keys.size()) scratch_.resize(keys.size());
-      keys.size() < 4096 ? sort_scores<8, 4>(keys) : sort_scores<11, 3>(keys);
+      sort_scores(keys);
       sort_equals(keys);
     }
   }
 
  private:
-  // A stable sort by score, kBits at a time.
-  template <int kBits, int kDigits>
+  static constexpr int kDigits = 3;
+  static constexpr int kMaxBits = 11;  // of a digit: three hold 32 bits
+
+  // A stable sort by score, in digits just long enough for the range of the scores.
   void sort_scores(std::vector<uint64_t>& keys) {
-    constexpr uint32_t kValues = 1u << kBits;
-    const auto digit_of = [](uint64_t key, int digit) {
-      return static_cast<uint32_t>(key >> (32 + kBits * digit)) & (kValues - 1);
-    };
     const size_t n = keys.size();
-    uint32_t counts[kDigits][kValues] = {};
+    if (scratch_.size() < n) scratch_.resize(n);
+    uint64_t least = keys[0], greatest = keys[0];
+    for (const uint64_t key : keys) {
+      least = key < least ? key : least;
+      greatest = key > greatest ? key : greatest;
+    }
+    least &= ~uint64_t{0xffffffff};
+    int bits = 1;
+    while (bits < kMaxBits && (greatest - least) >> (32 + kDigits * bits) != 0) ++bits;
+    const uint32_t mask = (1u << bits) - 1;
+    const auto digit_of = [=](uint64_t key, int digit) {
+      return static_cast<uint32_t>((key - least) >> (32 + bits * digit)) & mask;
+    };
+    uint32_t counts[kDigits][1 << kMaxBits];
+    for (auto& count : counts) std::fill(count, count + mask + 1, 0);
     for (const uint64_t key : keys) {
       for (int d = 0; d < kDigits; ++d) ++counts[d][digit_of(key, d)];
     }
@@ -53,10 +64,10 @@ class KeySorter {
     for (int d = 0; d < kDigits; ++d) {
       if (counts[d][digit_of(from[0], d)] == n) continue;
       uint32_t begin = 0;
-      for (uint32_t& count : counts[d]) {
-        const uint32_t end = begin + count;
-        count = begin;
-        begin = end;
+      for (uint32_t value = 0; value <= mask; ++value) {
+        const uint32_t count = counts[d][value];
+        counts[d][value] = begin;
+        begin += count;
       }
       for (size_t i = 0; i < n; ++i) to[counts[d][digit_of(from[i], d)]++] = from[i];
       std::swap(from, to);

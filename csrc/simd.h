@@ -169,6 +169,25 @@ inline Floats rough_multiply_add(Floats a, float b, float c) {
 #endif
 }
 
+// Whether a > b, or a >= b, in any lane: GCC does not find the comparisons that give bits.
+inline bool any_above(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GT_OQ) !=
+         0;
+#else
+  return any(a > b);
+#endif
+}
+
+inline bool any_reaching(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GE_OQ) !=
+         0;
+#else
+  return any(a >= b);
+#endif
+}
+
 // Writes the lanes of `values` where `mask` holds to `to`, in order; returns how many. What
 // follows them, up to kLanes in all, is overwritten.
 inline int64_t compress(Ints mask, Ints values, int32_t* to) {
@@ -266,9 +285,9 @@ inline Boxes load_boxes(const float* from) {
 #endif
 }
 
-// Lane i of the result combines the lanes of row_at(i), or of row_at[i], in an order of its own: of
-// sums it is a rough one, of minima and maxima the exact one. Rows are asked for once and in order,
-// so that few of them are held in registers at a time.
+// Lane i of the result combines the lanes of row_at(i), or of row_at[i], in an order of its own:
+// of sums it is a rough one, of minima and maxima the exact one. Rows are asked for once and in
+// order, so that few of them are held in registers at a time.
 template <int64_t kFirst, int64_t kCount, typename RowAt, typename Combine>
 SSD_FAST_INLINE Floats combine_some(const RowAt& row_at, const Combine& combine) {
   if constexpr (kCount == 1) {

@@ -77,21 +77,29 @@ def detect(
     _check(classes * priors.size(0), score_threshold, top_k, iou_threshold, max_detections)
     if max_log_scale is not None and max_log_scale != max_log_scale:
         raise ValueError("max_log_scale: expected a number, or None for no clamp, got nan")
+    arguments = (
+        delta_levels,
+        logit_levels,
+        priors,
+        score_threshold,
+        top_k,
+        iou_threshold,
+        max_detections,
+        four_variances(variances),
+        background_index,
+        *_bounds(clip, batch, priors),
+        max_log_scale,
+    )
+    # Entering no_grad takes as long as some detections: only where there would be a graph.
+    tensors = (*delta_levels, *logit_levels, priors, clip)
+    if not torch.is_grad_enabled() or not any(_requires_grad(tensor) for tensor in tensors):
+        return Detections(*torch.ops.ssd_fast.detect.default(*arguments))
     with torch.no_grad():
-        found = torch.ops.ssd_fast.detect.default(
-            delta_levels,
-            logit_levels,
-            priors,
-            score_threshold,
-            top_k,
-            iou_threshold,
-            max_detections,
-            four_variances(variances),
-            background_index,
-            *_bounds(clip, batch, priors),
-            max_log_scale,
-        )
-    return Detections(*found)
+        return Detections(*torch.ops.ssd_fast.detect.default(*arguments))
+
+
+def _requires_grad(argument: object) -> bool:
+    return isinstance(argument, Tensor) and argument.requires_grad
 
 
 def detect_reference(
