@@ -14,6 +14,7 @@ from benchmarks.cases import Case, make_case
 from benchmarks.harness import Contender, SideBySide
 from benchmarks.losses import LossSystem, of_amdegroot, of_torchvision, ssd_fast
 from ssd_fast.models.ssd import SSD, ssd300_vgg16
+from ssd_fast.targets import Targets
 from ssd_fast.testing import assert_close
 
 BATCH = 2
@@ -34,9 +35,19 @@ def test_training_step(side_by_side: SideBySide) -> None:
             lambda gradients: check(gradients, expected),
         )
 
+    def whole() -> Iterable[Tensor]:
+        result: dict[str, Tensor] = model(images, Targets(*case.objects))
+        return result.values()
+
+    through_heads = Contender(
+        "ssd_fast heads and loss",
+        lambda: step(model, whole),
+        lambda gradients: check(gradients, expected),
+    )
     side_by_side(
         f"training step, SSD300-VGG16, B={BATCH}, C=21, float32",
         [
+            through_heads,
             contender(ssd_fast, model.head_maps),
             contender(of_amdegroot, model.head_outputs),
             contender(of_torchvision, model.head_outputs),
