@@ -122,11 +122,26 @@ struct SelectedRow {
   int64_t target;  // class
 };
 
-// Calls visit(SelectedRow) for the selected rows of one image, in prior order. A code that fits no
-// object, which only targets changed since can give, is passed over.
-template <typename Visit>
+// Asks the caches for a row of `level` that lies in one piece.
+inline void prefetch_row(const Level& level, Dtype dtype, int64_t channels, int64_t image,
+                         int64_t row) {
+  if (level.channel_stride != 1) return;
+  constexpr int64_t kLine = 64;
+  const int64_t size = dtype == Dtype::kFloat32 ? 4 : 2;
+  const char* begin = static_cast<const char*>(level.data) + size * level.offset(image, row);
+  for (int64_t i = 0; i < size * channels; i += kLine) __builtin_prefetch(begin + i);
+  __builtin_prefetch(begin + size * channels - 1);
+}
+
+// Calls visit(SelectedRow) for the selected rows of one image, in prior order, and, a few rows
+// before, prepare(SelectedRow). A code that fits no object, which only targets changed since can
+// give, is passed over.
+template <typename Prepare, typename Visit>
 void visit_selected(const LossInputs& inputs, const int32_t* code, int64_t image,
-                    const Visit& visit) {
+                    const Prepare& prepare, const Visit& visit) {
+  constexpr int64_t kAhead = 8;
+  SelectedRow queue[kAhead];
+  int64_t found = 0;
   const RowRange range = image_rows(inputs.objects.offsets, image, inputs.objects.N);
   size_t l = 0;
   int64_t first = 0;
@@ -146,9 +161,12 @@ void visit_selected(const LossInputs& inputs, const int32_t* code, int64_t image
         selected.target = inputs.objects.labels[selected.object];
         if (selected.target < 0 || selected.target >= inputs.logits.channels) continue;
       }
-      visit(selected);
+      prepare(selected);
+      if (found >= kAhead) visit(queue[found % kAhead]);
+      queue[found++ % kAhead] = selected;
     }
   }
+  for (int64_t i = std::max<int64_t>(found - kAhead, 0); i < found; ++i) visit(queue[i % kAhead]);
 }
 
 // Forward and backward of one image after another; keeps its scratch memory between them.
@@ -171,7 +189,8 @@ class MultiBoxImage {
                  labels[n] != inputs.options.background;
         },
         inputs.P, code);
-    visit_selected(inputs, code, image, [&](const SelectedRow& selected) {
+    const auto prepare = [&](const SelectedRow& selected) { prefetch(inputs, image, selected); };
+    visit_selected(inputs, code, image, prepare, [&](const SelectedRow& selected) {
       load_softmax(inputs.logits, image, selected);
       loss.classes += softmax_.cross_entropy();
       loss.box += box_loss(inputs, image, selected);
@@ -184,7 +203,13 @@ class MultiBoxImage {
   void backward(const BackwardJob& job, int64_t image) {
     const LossInputs& inputs = job.inputs;
     softmax_.resize(inputs.logits.channels);
-    visit_selected(inputs, job.code + image * inputs.P, image, [&](const SelectedRow& selected) {
+    const auto prepare = [&](const SelectedRow& selected) {
+      prefetch(inputs, image, selected);
+      prefetch_row(job.grad_logits.levels[selected.level_index], inputs.logits.dtype,
+                   inputs.logits.channels, image, selected.row);
+    };
+    const int32_t* code = job.code + image * inputs.P;
+    visit_selected(inputs, code, image, prepare, [&](const SelectedRow& selected) {
       load_softmax(inputs.logits, image, selected);
       const Level& level = job.grad_logits.levels[selected.level_index];
       visit_dtype(inputs.logits.dtype, [&](auto* type) {
@@ -271,6 +296,13 @@ class MultiBoxImage {
       count -= load_some(code + p, P - p, ~value) == value;
     }
     return sum_of_lanes(count);
+  }
+
+  static void prefetch(const LossInputs& inputs, int64_t image, const SelectedRow& selected) {
+    prefetch_row(*selected.level, inputs.logits.dtype, inputs.logits.channels, image, selected.row);
+    if (selected.object < 0) return;
+    prefetch_row(inputs.deltas.levels[selected.level_index], inputs.deltas.dtype, 4, image,
+                 selected.row);
   }
 
   void load_softmax(const Rows& logits, int64_t image, const SelectedRow& selected) {

@@ -241,6 +241,22 @@ inline Floats load_floats(const Half* from) {
 #endif
 }
 
+// The first `count` numbers from `from` on, at most a vector of them and perhaps none, and zeros:
+// nothing behind them is read.
+template <typename T>
+inline Floats load_first(const T* from, int64_t count) {
+  if (count >= kLanes) return load_floats(from);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    const auto lanes = static_cast<__mmask16>(count > 0 ? (1u << count) - 1 : 0);
+    return reinterpret_cast<Floats>(_mm512_maskz_loadu_ps(lanes, from));
+  }
+#endif
+  float values[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) values[i] = to_float(from[i]);
+  return load(values);
+}
+
 // Copies a row into `out` as float32, vector by vector where it can.
 template <typename T>
 inline void load_row_as_floats(const T* row, int64_t channel_stride, int64_t channels, float* out) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "rows.h"
@@ -15,43 +16,42 @@ namespace ssd_fast::SSD_FAST_ISA {
 
 // Exponentials of one row relative to its target: ratios[c] = exp(x_c - x_target - shift), 0 for
 // the target itself. The shift is 0 as long as nothing comes near overflow: small losses keep
-// their digits. Sixteen partial sums, whatever the vectors hold, make results equal everywhere.
+// their digits. Sixteen partial sums, added as halves upon halves, make results equal everywhere.
 class SoftmaxRow {
  public:
   void resize(int64_t classes) {
     classes_ = classes;
+    row_.resize(static_cast<size_t>(classes));
     ratios_.resize(static_cast<size_t>((classes + kPartial - 1) / kPartial * kPartial));
   }
 
   template <typename T>
   void load_logits(const T* logits, int64_t channel_stride, int64_t target) {
     constexpr float kLarge = 40.0f;
-    constexpr float kNothing = -std::numeric_limits<float>::infinity();
-    load_row_as_floats(logits, channel_stride, classes_, ratios_.data());
-    const float reference = ratios_[target];
-    std::fill(ratios_.begin() + classes_, ratios_.end(), kNothing);
-    ratios_[target] = kNothing;
-    Floats greatest{};
-    for (size_t c = 0; c < ratios_.size(); c += kLanes) {
-      const Floats difference = load(&ratios_[c]) - reference;
-      store(&ratios_[c], difference);
-      greatest = max(difference, greatest);  // in this order a NaN is passed over
+    if (channel_stride != 1) {
+      load_row(logits, channel_stride, classes_, row_.data());
+      read(row_.data(), target);
+    } else {
+      read(logits, target);
     }
-    // An infinite or NaN reference must not bring the target back in.
-    ratios_[target] = kNothing;
-    std::fill(ratios_.begin() + classes_, ratios_.end(), kNothing);
-    float largest = 0;
-    for (int lane = 0; lane < kLanes; ++lane) largest = std::max(largest, greatest[lane]);
+    const float largest = fold_lanes(greatest_, [](Floats a, Floats b) { return max(a, b); });
     shift_ = largest > kLarge ? largest : 0;
-    float partial[kPartial] = {};
-    for (size_t c = 0; c < ratios_.size(); c += kLanes) {
-      const Floats ratio = exp(load(&ratios_[c]) - static_cast<float>(shift_));
-      store(&ratios_[c], ratio);
-      float* sum = partial + c % kPartial;
-      store(sum, load(sum) + ratio);
+    Floats partial[kPartial / kLanes] = {};
+    for (size_t c = 0; c < ratios_.size(); c += kPartial) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kPartial / kLanes; ++i) {
+        float* at = &ratios_[c + i * kLanes];
+        const Floats ratio = exp(load(at) - static_cast<float>(shift_));
+        store(at, ratio);
+        partial[i] += ratio;
+      }
     }
-    others_ = 0;
-    for (float sum : partial) others_ += sum;
+#pragma GCC unroll 2
+    for (int n = kPartial / kLanes / 2; n > 0; n /= 2) {
+#pragma GCC unroll 2
+      for (int i = 0; i < n; ++i) partial[i] += partial[i + n];
+    }
+    others_ = fold_lanes(partial[0], [](Floats a, Floats b) { return a + b; });
   }
 
   double cross_entropy() const {
@@ -63,19 +63,41 @@ class SoftmaxRow {
   // softmax - one_hot, times `scale`. The target's entry comes from the others: 1 - p would cancel.
   template <typename T>
   void write_gradient(T* gradient, int64_t channel_stride, int64_t target, double scale) const {
-    const double factor = scale / (others_ + std::exp(-shift_));
+    const double factor = scale / (others_ + (shift_ == 0 ? 1 : std::exp(-shift_)));
     const float multiplier = static_cast<float>(factor);
-    for (int64_t c = 0; c < classes_; ++c) {
-      gradient[c * channel_stride] = from_float<T>(ratios_[c] * multiplier);
+    int64_t c = 0;
+    if constexpr (std::is_same_v<T, float>) {
+      const int64_t whole = channel_stride == 1 ? classes_ / kLanes * kLanes : 0;
+      for (; c < whole; c += kLanes) store(gradient + c, load(&ratios_[c]) * multiplier);
     }
+    for (; c < classes_; ++c) gradient[c * channel_stride] = from_float<T>(ratios_[c] * multiplier);
     gradient[target * channel_stride] = from_float<T>(static_cast<float>(-others_ * factor));
   }
 
  private:
   static constexpr int64_t kPartial = 16;
 
+  // Differences of contiguous logits to the target's, and the greatest in each lane, at least 0.
+  template <typename T>
+  void read(const T* logits, int64_t target) {
+    constexpr float kNothing = -std::numeric_limits<float>::infinity();
+    const float reference = to_float(logits[target]);
+    Ints c = lane_numbers();
+    greatest_ = Floats{};
+    for (size_t i = 0; i < ratios_.size(); i += kLanes, c += static_cast<int32_t>(kLanes)) {
+      const Floats logit = load_first(logits + i, classes_ - static_cast<int64_t>(i));
+      // An infinite or NaN reference must not bring the target in.
+      const Ints other = (c < static_cast<int32_t>(classes_)) & (c != static_cast<int32_t>(target));
+      const Floats difference = other ? logit - reference : splat(kNothing);
+      store(&ratios_[i], difference);
+      greatest_ = max(difference, greatest_);  // in this order a NaN is passed over
+    }
+  }
+
   int64_t classes_ = 0;
+  std::vector<float> row_;     // a row that lay scattered
   std::vector<float> ratios_;  // (C,) in whole groups of kPartial
+  Floats greatest_;
   double shift_ = 0;
   double others_ = 0;
 };
