@@ -191,7 +191,7 @@ def _shortened(log: bytes) -> bytes:
 def write_outcomes(report: Path, outcomes: dict[str, dict[str, str]]) -> list[str]:
     """Adds what became of the stages to the report; returns the report's table."""
     content = json.loads(report.read_text()) if report.exists() else {}
-    content.setdefault("commit", os.environ.get("COMMIT", "unknown"))
+    content["commit"] = os.environ.get("COMMIT") or content.get("commit", "unknown")
     content["stages"] = outcomes
     report.write_text(json.dumps(content, indent=1) + "\n")
     table: list[str] = content.get("summary", ["nothing was measured"])
@@ -214,6 +214,8 @@ def main(arguments: "list[str] | None" = None) -> int:
                 print(f"  {command.log}: {' '.join(command.arguments)}")
         return 0
     results.mkdir(parents=True, exist_ok=True)
+    if not options.full:  # what an earlier run measured is not this run's
+        (results / report_name(full=False)).unlink(missing_ok=True)
     outcomes: dict[str, dict[str, str]] = {}
     for stage in stages:
         print(f"=== {stage.name}, at most {stage.limit} s", flush=True)
