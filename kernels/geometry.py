@@ -76,6 +76,20 @@ def decode_box(
 
 
 @triton.jit
+def clamp(x, low, high):
+    """As torch.clamp: NaN stays NaN, and a bound that is NaN makes NaN."""
+    x = tl.where(x < low, low, x)
+    x = tl.where(x > high, high, x)
+    return tl.where((low == low) & (high == high), x, float("nan"))
+
+
+@triton.jit
+def is_finite(x):
+    """Neither infinite nor NaN."""
+    return tl.abs(x) < float("inf")
+
+
+@triton.jit
 def image_rows(
     offsets_ptr,  # (B + 1,) int64
     image,

@@ -65,8 +65,9 @@ def level_views(
     levels = []
     for anchors, cells, x, d in views:
         groups, rows, row = anchors, cells, x.cell
-        if x.cell == anchors * x.anchor or (cells == 1 and inner == CHANNELS):
-            groups, rows, row = 1, cells * anchors, x.anchor  # all rows are evenly spaced
+        # All rows are evenly spaced; but where they lie side by side, those of two anchors do not.
+        if inner != ROWS and (x.cell == anchors * x.anchor or cells == 1):
+            groups, rows, row = 1, cells * anchors, x.anchor
         place = (groups, rows, x.image, x.anchor, row, x.channel)
         levels.append(
             Level(x.tensor, d.tensor, *place, anchors, d.image, d.anchor, d.cell, d.channel)
@@ -194,3 +195,54 @@ def locate(
         delta_offset,
         delta_channel,
     )
+
+
+@triton.jit
+def locate_logits(
+    image,  # int64
+    p,  # (BLOCK,) priors of the image, in any order
+    levels,
+):
+    """Pointers to the first logits of rows, and the strides over their channels."""
+    first = image.to(tl.int32) * 0
+    pointers = levels[0].logits + p.to(tl.int64) * 0
+    channels = p * 0
+    for i in tl.static_range(len(levels)):
+        row = p - first
+        offset = row % levels[i].groups * levels[i].logit_group
+        offset += row // levels[i].groups * levels[i].logit_row
+        here = row >= 0
+        pointers = tl.where(
+            here, levels[i].logits + (image * levels[i].logit_image + offset), pointers
+        )
+        channels = tl.where(here, levels[i].logit_channel, channels)
+        first += levels[i].groups * levels[i].rows
+    return pointers, channels
+
+
+@triton.jit
+def load_deltas(
+    image,  # int64
+    p,  # (BLOCK,) priors of the image, in any order
+    ok,
+    levels,
+):
+    """The four deltas of rows, as float32."""
+    first = image.to(tl.int32) * 0
+    pointers = levels[0].deltas + p.to(tl.int64) * 0
+    channels = p * 0
+    for i in tl.static_range(len(levels)):
+        row = p - first
+        offset = row % levels[i].anchors * levels[i].delta_anchor
+        offset += row // levels[i].anchors * levels[i].delta_cell
+        here = row >= 0
+        pointers = tl.where(
+            here, levels[i].deltas + (image * levels[i].delta_image + offset), pointers
+        )
+        channels = tl.where(here, levels[i].delta_channel, channels)
+        first += levels[i].groups * levels[i].rows
+    dx = tl.load(pointers, ok, other=0.0).to(tl.float32)
+    dy = tl.load(pointers + channels, ok, other=0.0).to(tl.float32)
+    dw = tl.load(pointers + 2 * channels, ok, other=0.0).to(tl.float32)
+    dh = tl.load(pointers + 3 * channels, ok, other=0.0).to(tl.float32)
+    return dx, dy, dw, dh

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """detect: from the heads' raw outputs to the detections of each image.
 
-CPU csrc/cpu/detect.cpp   test tests/ops/test_detect.py
+CPU csrc/cpu/detect.cpp   GPU kernels/detect.py
+test tests/ops/test_detect.py   benchmark benchmarks/bench_detect.py
 """
 
 from collections.abc import Sequence
@@ -251,4 +252,5 @@ register(
     "float[]? clip, Tensor? image_clip, float? max_log_scale) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=_detect,
     fake=_fake,
+    cuda="detect.launch_detect",
 )

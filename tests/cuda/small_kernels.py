@@ -47,6 +47,9 @@ def postprocess(device: torch.device) -> None:
             ops.nms_padded(b, s, 0.45, idxs % classes)
     if torch._C._dispatch_has_kernel_for_dispatch_key("ssd_fast::detect", "CUDA"):
         ops.detect(deltas, logits, priors)
+        ops.detect(as_maps(deltas, CELLS), as_maps(logits, CELLS), priors, clip=(0, 0, 1, 1))
+        many = [x.repeat(1, 20, 1) for x in (deltas, logits)]  # more candidates than are listed
+        ops.detect(*many, priors.repeat(20, 1))
 
 
 if __name__ == "__main__":

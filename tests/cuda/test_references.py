@@ -12,6 +12,7 @@ import torch
 from ssd_fast import ops
 from ssd_fast.boxes import decode_boxes
 from ssd_fast.cross_entropy import background_key
+from ssd_fast.priors import ssd300
 from ssd_fast.testing import (
     CROWDS,
     SCENES,
@@ -19,6 +20,7 @@ from ssd_fast.testing import (
     assert_close,
     assert_same_rows,
     crowded_boxes,
+    flat_outputs,
     random_boxes,
     seeded,
 )
@@ -106,6 +108,26 @@ def test_detect(gpu, make_batch, needs_kernel, B, C):
     boxes = decode_boxes(deltas.double(), priors.double(), (0.1, 0.2))
     on_cpu = type(found)(*(x.cpu() for x in found))
     assert_same_detections(on_cpu, expected, logits.double().softmax(2), boxes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_detect_flat_scores(gpu, needs_kernel, dtype):
+    """More candidates than a list holds; in bfloat16 with many equal scores."""
+    needs_kernel("detect")
+    deltas, logits, priors = _flat_heads(dtype)
+    found = ops.detect(*to(gpu, deltas, logits, priors))
+    expected = ops.detect(deltas, logits, priors)
+    boxes = decode_boxes(deltas.double(), priors.double(), (0.1, 0.2))
+    on_cpu = type(found)(*(x.cpu() for x in found))
+    assert_same_detections(on_cpu, expected, logits.double().softmax(2), boxes)
+    again = ops.detect(*to(gpu, deltas, logits, priors))
+    assert all(torch.equal(a, b) for a, b in zip(again, found, strict=True))
+
+
+def _flat_heads(dtype):
+    priors = ssd300("voc")
+    deltas, logits = flat_outputs(2, priors, seeded(0))
+    return deltas.to(dtype), logits.to(dtype), priors
 
 
 # Below and beyond a word, a block's limit, a tile, a large tile.

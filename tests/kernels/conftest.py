@@ -14,6 +14,7 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LAUNCHER_TESTS = [
     "test_decode.py",
+    "test_detect.py",
     "test_elementary.py",
     "test_match.py",
     "test_mine.py",

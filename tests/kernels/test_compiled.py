@@ -25,6 +25,7 @@ pytest.importorskip("triton", reason="needs Triton")
 import triton
 
 from ssd_fast.kernels.decode import launch_decode, launch_encode
+from ssd_fast.kernels.detect import launch_detect
 from ssd_fast.kernels.match import launch_match
 from ssd_fast.kernels.mine import launch_mine
 from ssd_fast.kernels.multibox_loss import launch_multibox_loss
@@ -32,8 +33,16 @@ from ssd_fast.kernels.multibox_loss_backward import launch_multibox_loss_backwar
 
 ARCHITECTURES = (80, 90, 100)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Kernels whose integer results are equal on every device: one rounding an operation.
-EXACT = {"_claim_kernel", "_bipartite_kernel", "_match_kernel", "_mine_kernel", "_decode_kernel"}
+# Kernels whose decisions are equal on every device for equal keys: one rounding an operation.
+EXACT = {
+    "_claim_kernel",
+    "_bipartite_kernel",
+    "_match_kernel",
+    "_mine_kernel",
+    "_decode_kernel",
+    "_candidates_kernel",
+    "_detect_kernel",
+}
 SSD300 = [(4, 38, 38), (6, 19, 19), (6, 10, 10), (6, 5, 5), (4, 3, 3), (4, 1, 1)]
 P = 8732
 POINTERS = {
@@ -87,6 +96,12 @@ def _step(inputs: tuple[Any, ...], assign: int = 0) -> None:
     launch_multibox_loss_backward(*losses, *inputs, code, positives, *options[6:])
 
 
+def _detect(inputs: tuple[Any, ...], clip: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Detections with torchvision's defaults."""
+    options = (0.01, 400, 0.45, 200, (0.1, 0.2), 0, None, clip, 4.0)
+    return launch_detect(*inputs[:3], *options)
+
+
 def _all_launches(launches: list[Launch]) -> list[tuple[str, Launch]]:
     """Each kernel once for every dtype that it is compiled for."""
     found = {}
@@ -107,10 +122,12 @@ def _all_launches(launches: list[Launch]) -> list[tuple[str, Launch]]:
         launch_decode(torch.zeros(2, P, 4, dtype=dtype), torch.zeros(P, 4), (0.1, 0.2), 4.0)
         keep(str(dtype).removeprefix("torch."))
         _step(_inputs(dtype))
+        _detect(_inputs(dtype))
         levels = [launch for launch in launches if "levels" in launch.arguments]
         launches[:] = levels if dtype != torch.float32 else launches
         keep(str(dtype).removeprefix("torch."))
     _step(_inputs(layout=torch.contiguous_format, C=81))
+    _detect(_inputs(layout=torch.contiguous_format, C=81), torch.zeros(2, 4))
     launches[:] = [launch for launch in launches if "levels" in launch.arguments]
     keep("contiguous")
     return [(label, launch) for (_, label), launch in found.items()]
@@ -179,6 +196,58 @@ def test_training_step_bytes(launches, C) -> None:
     print(f"C={C}: {sum(passes) / heads:.2f} times the heads' outputs")
     # The forward names deltas and logits, the backward those and the gradients.
     assert sum(passes) <= 3.1 * heads + 30 * B * P + 8 * targets
+
+
+@pytest.mark.parametrize("B", [1, 32])
+@pytest.mark.parametrize(
+    ("layout", "clip"), [(torch.channels_last, False), (torch.contiguous_format, True)]
+)
+def test_detect_launches(launches, B, layout, clip) -> None:
+    """Two kernels and one clearing, at any batch size: at most six launches."""
+    inputs = _inputs(B=B, layout=layout)
+    bounds = torch.zeros(B, 4) if clip else None
+    with _count_fills() as fills:
+        _detect(inputs, bounds)
+    assert [launch.kernel.__name__ for launch in launches] == [
+        "_candidates_kernel",
+        "_detect_kernel",
+    ]
+    assert fills == ["new_zeros"]
+    assert launches[1].programs == B
+
+
+@pytest.mark.parametrize(
+    ("C", "priors", "top_k", "dtype"),
+    [
+        (81, 8732, 400, torch.float32),
+        (21, 8732, 400, torch.bfloat16),
+        (2, 1, 1, torch.float32),
+        (2, 7, 1, torch.float16),
+        (1204, 3, 1, torch.float32),
+        (2, 10**6, 400, torch.float16),
+    ],
+)
+def test_detect_bytes(launches, C, priors, top_k, dtype) -> None:
+    """Scratch is at most 16 bytes x B (P + C top_k); the logits are the only thing read in full."""
+    B, K = 2, 200
+    deltas, logits = (torch.empty(B, priors, k, dtype=dtype) for k in (4, C))
+    results = launch_detect(
+        [deltas], [logits], torch.empty(priors, 4),
+        0.01, top_k, 0.45, K, (0.1, 0.2), 0, None, None, 4.0,
+    )  # fmt: skip
+    tensors = {
+        tensor.data_ptr(): tensor
+        for launch in launches
+        for tensor in _tensors(launch.arguments.values())
+    }
+    inputs = deltas.nbytes + logits.nbytes + 16 * priors
+    scratch = sum(x.nbytes for x in tensors.values()) - inputs - sum(x.nbytes for x in results)
+    assert 0 < scratch <= 16 * B * (priors + C * top_k)
+    first = sum(x.nbytes for x in _tensors(launches[0].arguments.values())) - deltas.nbytes
+    print(f"C={C}, P={priors}: {first / logits.nbytes:.2f} times the logits, scratch {scratch}")
+    # A row's sum and best score, and the lists, beside the logits.
+    lists = 8 * B * launches[0].arguments["CAPACITY"] + 4 * B
+    assert first == logits.nbytes + 8 * B * priors + lists
 
 
 def test_large_offsets_are_64_bit(launches) -> None:
@@ -288,4 +357,6 @@ def _compile_job(job: tuple[Any, ...]) -> tuple[tuple[int, ...], str]:
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
     assert usage is not None, text
-    return tuple(map(int, usage.groups())), compiled.asm["ptx"]
+    registers, stack, static, local = map(int, usage.groups())
+    shared = max(static, compiled.metadata.shared)
+    return (registers, stack, shared, local), compiled.asm["ptx"]

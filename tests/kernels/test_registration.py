@@ -13,6 +13,7 @@ from ssd_fast.ops import _library
 
 OPERATORS = [
     "decode",
+    "detect",
     "encode",
     "match",
     "mine",
