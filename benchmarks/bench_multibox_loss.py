@@ -18,3 +18,12 @@ def test_multibox_loss(side_by_side: SideBySide, batch: int, classes: int, backw
         f"multibox_loss {what}, B={batch}, C={classes}, 1-8 objects",
         loss_contenders(case, backward=backward),
     )
+
+
+@pytest.mark.parametrize("classes", [21, 81])
+def test_multibox_loss_of_crowds(side_by_side: SideBySide, classes: int) -> None:
+    case = make_case(8, classes, objects=(8, 40))
+    side_by_side(
+        f"multibox_loss forward, B=8, C={classes}, 8-40 objects",
+        loss_contenders(case, backward=False),
+    )
