@@ -138,17 +138,17 @@ def _through_patches(
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of the features and of each weight, in chunks of cells.
 
-    The convolutions share their patches, so they go through one product as one of many outputs:
-    by itself the few outputs of a regression head leave a processor half idle.
+    The convolutions share their patches, so these go through one product as for one convolution:
+    by itself the few outputs of a regression head leave a processor half idle. Joining the weights
+    as well would copy more than it saves where cells are few.
     """
     features, weights, wanted = level
     batch, channels, height, width = features.shape
     rows = cell_rows(features)
     of_rows = torch.zeros_like(rows) if wanted[0] else None
-    matrix = torch.cat([w.permute(0, 2, 3, 1).reshape(-1, 9 * channels) for w in weights])
-    joined = torch.cat(list(gradients), dim=1)
+    matrices = [w.permute(0, 2, 3, 1).reshape(-1, 9 * channels) for w in weights]
     learning = [g for g, want in zip(gradients, wanted[1::2], strict=True) if want][::-1]
-    of_outputs = torch.cat(learning, dim=1) if learning else joined[:, :0]
+    of_outputs = torch.cat(learning, dim=1) if learning else gradients[0]
     of_matrix: Tensor | None = None
     step = max(1, PATCH_BYTES // (9 * channels * features.element_size()))
     for begin in range(0, max(cells.numel(), 1), step):
@@ -159,7 +159,10 @@ def _through_patches(
             of_chunk = of_outputs[part].t() @ patches.view(-1, 9 * channels)
             of_matrix = _accumulate(of_matrix, of_chunk)
         if of_rows is not None:
-            of_patches = (joined[part] @ matrix).view(-1, channels).index_fill_(0, outside, 0)
+            of_patches = gradients[0][part] @ matrices[0]
+            for gradient, matrix in zip(gradients[1:], matrices[1:], strict=True):
+                of_patches.addmm_(gradient[part], matrix)
+            of_patches = of_patches.view(-1, channels).index_fill_(0, outside, 0)
             of_rows.index_add_(0, index, of_patches)
     of_features = None
     if of_rows is not None:
