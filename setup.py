@@ -151,18 +151,20 @@ def sources(folder: Path, cuda: bool) -> list[tuple[Path, str]]:
     first: so that every machine can run it, better instruction sets come later.
     """
     csrc = ROOT / "csrc"
-    found = [csrc / "module.cpp", join_sources(folder, "cpu")]
+    # What launches CUDA kernels is host code as well, of the same headers.
+    found = [csrc / "module.cpp", join_sources(folder, "cpu", *(["cuda"] if cuda else []))]
     found += sorted((csrc / "cuda").glob("*.cu")) if cuda else []
     kernels = join_sources(folder, "isa")
     return [(source, "") for source in found] + [(kernels, isa) for isa in INSTRUCTION_SETS]
 
 
-def join_sources(folder: Path, name: str) -> Path:
-    """Writes a file that includes all of csrc/<name>/*.cpp, and returns it.
+def join_sources(folder: Path, name: str, *more: str) -> Path:
+    """Writes a file that includes all of csrc/<name>/*.cpp and of `more`, and returns it.
 
     Torch's and the standard headers, read once instead of once an operator, are most of the time.
     """
-    lines = [f'#include "{path}"\n' for path in sorted((ROOT / "csrc" / name).glob("*.cpp"))]
+    found = [path for part in (name, *more) for path in sorted((ROOT / "csrc" / part).glob("*.cpp"))]
+    lines = [f'#include "{path}"\n' for path in found]
     joined = folder / name / "all.cpp"
     joined.parent.mkdir(parents=True, exist_ok=True)
     if not joined.exists() or joined.read_text() != "".join(lines):

@@ -5,7 +5,6 @@
 // stream is looked up in the process, and sorting goes through the dispatcher.
 #pragma once
 
-#include <cuda_runtime_api.h>
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -18,31 +17,30 @@
 #include <optional>
 #include <tuple>
 
+#include "launch.h"
+
 namespace ssd_fast {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline void check_cuda(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice, what,
-                  ": expected a GPU that this build has code for, as `ssd-fast info` lists them; "
-                  "install again with TORCH_CUDA_ARCH_LIST, or move the tensors to the CPU");
-  STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+inline void check_cuda(const char* problem, const char* what) {
+  STD_TORCH_CHECK(problem == nullptr, what, ": ", problem);
 }
 
 // Makes a device the current one, for torch and for the runtime that is linked here.
 class OnDevice {
  public:
   explicit OnDevice(int32_t device) : guard_(device) {
-    check_cuda(cudaSetDevice(device), "setting the device");
+    check_cuda(set_device(device), "setting the device");
   }
 
  private:
   torch::stable::accelerator::DeviceGuard guard_;
 };
 
-// Torch's current stream of a device.
-inline cudaStream_t current_stream(int32_t device) {
+// Torch's current stream of a device, a cudaStream_t.
+inline void* current_stream(int32_t device) {
   using Get = AOTITorchError (*)(int32_t, void**);
   static const Get get = [] {
     void* const library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
@@ -52,7 +50,7 @@ inline cudaStream_t current_stream(int32_t device) {
   STD_TORCH_CHECK(get != nullptr, "expected a torch with CUDA, whose libtorch_cuda.so is loaded");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(get(device, &stream));
-  return static_cast<cudaStream_t>(stream);
+  return stream;
 }
 
 // torch.sort(tensor, stable=True): values and indices. Several launches, no synchronisation.
