@@ -218,13 +218,9 @@ class Detector {
         offer_row(l, image, row);
         return ++offered < few + (scanned_before + scanned) / 4;
       };
-      bool go_on = true;
-      visit_dtype(job_->logits.dtype, [&](auto* type) {
-        auto& filter = filter_of(type);
-        filter.reset(level, job_->logits.channels, job_->options.background);
-        go_on = floor == kNoFloor ? filter.leading(image, margin_, offer)
-                                  : filter.reaching(image, margin_, floor, offer);
-      });
+      filter_.reset(level, job_->logits.dtype, job_->logits.channels, job_->options.background);
+      const bool go_on = floor == kNoFloor ? filter_.leading(image, margin_, offer)
+                                           : filter_.reaching(image, margin_, floor, offer);
       if (!go_on) return false;
       scanned_before += level.rows;
     }
@@ -343,14 +339,10 @@ class Detector {
     return {&level, level.offset(image, prior - starts_[l])};
   }
 
-  RowFilter<float>& filter_of(float*) { return std::get<0>(filters_); }
-  RowFilter<Half>& filter_of(Half*) { return std::get<1>(filters_); }
-  RowFilter<BFloat16>& filter_of(BFloat16*) { return std::get<2>(filters_); }
-
   const DetectJob* job_ = nullptr;
   float margin_ = 0;
   std::vector<int64_t> starts_;  // first prior of each level
-  std::tuple<RowFilter<float>, RowFilter<Half>, RowFilter<BFloat16>> filters_;
+  RowFilter filter_;
   ScoreRow row_;
   BestKeys best_;
   Candidate candidates_[kAhead];

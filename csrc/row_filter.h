@@ -27,12 +27,12 @@ inline Floats quick_exp(Floats x) {
 
 // Filters one level after another; keeps its scratch memory between them. In what it says of rows
 // it may be wrong to one side: a row that is not reported has no score that is asked for.
-template <typename T>
 class RowFilter {
  public:
   // Prepares for a level, which must outlive the search.
-  void reset(const Level& level, int64_t classes, int64_t background) {
+  void reset(const Level& level, Dtype dtype, int64_t classes, int64_t background) {
     level_ = &level;
+    dtype_ = dtype;
     if (classes == classes_ && background == background_) return;
     classes_ = classes;
     background_ = background;
@@ -52,46 +52,66 @@ class RowFilter {
   // which a class exceeds the background by `margin` or more. Returns what the last call did.
   template <typename Report>
   bool leading(int64_t image, float margin, const Report& report) {
-    const T* const data = image_data(image);
     if (level_->has_even_rows()) {
       switch (vectors_) {  // of 21 and 81 classes: loops of known length stay in registers
         case 2:
-          return leading_rows<2>(data, margin, report);
+          return leading_rows<2>(image, margin, report);
         case 6:
-          return leading_rows<6>(data, margin, report);
+          return leading_rows<6>(image, margin, report);
         default:
-          return leading_rows<0>(data, margin, report);
+          return leading_rows<0>(image, margin, report);
       }
     }
     return filter_cells<false>(
-        data, [margin](Floats lead, Floats) { return lead >= margin; }, report);
+        image, [margin](Floats lead, Floats) { return lead >= margin; }, report);
   }
 
   // The same for the rows that hold a score of at least `floor`, a normal number, as well.
   template <typename Report>
   bool reaching(int64_t image, float margin, float floor, const Report& report) {
-    const T* const data = image_data(image);
     const float bound = floor * 0.998f;  // more than the error of both exponentials
     const auto passes = [=](Floats lead, Floats sum) {
       // Exponentials beyond 80 decide nothing.
       return (lead >= margin) & ((quick_exp(lead) >= bound * sum) | (lead > 80.0f));
     };
-    if (!level_->has_even_rows()) return filter_cells<true>(data, passes, report);
+    if (!level_->has_even_rows()) return filter_cells<true>(image, passes, report);
     switch (vectors_) {
       case 2:
-        return filter_rows<2>(data, passes, report);
+        return filter_rows<2>(image, passes, report);
       case 6:
-        return filter_rows<6>(data, passes, report);
+        return filter_rows<6>(image, passes, report);
       default:
-        return filter_rows<0>(data, passes, report);
+        return filter_rows<0>(image, passes, report);
     }
   }
 
  private:
   static constexpr float kNone = -std::numeric_limits<float>::infinity();
 
-  const T* image_data(int64_t image) const {
-    return static_cast<const T*>(level_->data) + image * level_->batch_stride;
+  // Whether a vector of every row of `count` can be read in place. Other rows are copied: halves
+  // cost a conversion either way, and code for three types would triple the build.
+  bool is_readable(int64_t count) const {
+    return dtype_ == Dtype::kFloat32 && count == kLanes && classes_ >= kLanes;
+  }
+
+  const float* float_rows(int64_t image, int64_t row) const {
+    return static_cast<const float*>(level_->data) + image * level_->batch_stride +
+           row * level_->row_stride();
+  }
+
+  // Floats between two copied rows.
+  int64_t copied_stride() const { return std::max(classes_, kLanes); }
+
+  // Copies `count` even rows, from `row` on, to block_.
+  void copy_rows(int64_t image, int64_t row, int64_t count) {
+    const int64_t stride = level_->row_stride();
+    visit_dtype(dtype_, [&](auto* type) {
+      const auto* const rows =
+          static_cast<decltype(type)>(level_->data) + image * level_->batch_stride + row * stride;
+      for (int64_t i = 0; i < count; ++i) {
+        load_row_as_floats(rows + i * stride, 1, classes_, &block_[i * copied_stride()]);
+      }
+    });
   }
 
   // Class at which one of `vectors` vectors starts. The last ends with the row: it does not read
@@ -102,66 +122,71 @@ class RowFilter {
 
   // The largest of `best` and, class by class, a row's logits less its background's. Minus
   // infinity takes lanes out; a NaN is passed over. Adds exponentials to *sum, if there is one.
-  template <int kVectors, typename Element>
-  Floats lead(const Element* row, Floats best, Floats* sum) const {
+  template <int kVectors>
+  Floats lead(const float* row, Floats best, Floats* sum) const {
     const int64_t vectors = kVectors ? kVectors : vectors_;
-    const Floats reference = splat(to_float(row[background_]));
+    const Floats reference = splat(row[background_]);
 #pragma GCC unroll 6
     for (int64_t v = 0; v < vectors; ++v) {
-      const Floats ahead =
-          load_floats(row + start(v, vectors)) - reference + load(&excess_[v * kLanes]);
+      const Floats ahead = load(row + start(v, vectors)) - reference + load(&excess_[v * kLanes]);
       best = max(ahead, best);
       if (sum != nullptr) *sum += quick_exp(ahead);
     }
     return best;
   }
 
-  // Even rows, some at a time: hardly any of them leads.
+  // Even rows.
   template <int kVectors, typename Report>
-  bool leading_rows(const T* data, float margin, const Report& report) {
+  bool leading_rows(int64_t image, float margin, const Report& report) {
+    int64_t count = 0;
+    for (int64_t row = 0; row < level_->rows; row += count) {
+      count = std::min(kLanes, level_->rows - row);
+      const float* rows = float_rows(image, row);
+      int64_t stride = level_->row_stride();
+      if (!is_readable(count)) {
+        copy_rows(image, row, count);
+        rows = block_.data();
+        stride = copied_stride();
+      }
+      if (!leading_among<kVectors>(rows, stride, row, count, margin, report)) return false;
+    }
+    return true;
+  }
+
+  // Up to kLanes rows, some at a time: hardly any of them leads.
+  template <int kVectors, typename Report>
+  bool leading_among(const float* rows, int64_t stride, int64_t first, int64_t count, float margin,
+                     const Report& report) {
     constexpr int64_t kGroup = 4;
-    const int64_t stride = level_->row_stride(), rows = level_->rows;
-    // A vector may read over the end of a short row, but not of the last ones.
-    const int64_t last = std::max<int64_t>(0, kLanes - classes_);
-    const int64_t safe =
-        last == 0 ? rows : rows - (last + stride - 1) / std::max<int64_t>(stride, 1);
-    const auto is_leading = [&](const auto* row) {
-      return any_reaching(lead<kVectors>(row, splat(kNone), nullptr), splat(margin));
-    };
-    int64_t row = 0;
-    for (; stride > 0 && row + kGroup <= safe; row += kGroup) {
+    for (int64_t group = 0; group < count; group += kGroup) {
       Floats best = splat(kNone);
 #pragma GCC unroll 4
-      for (int64_t r = 0; r < kGroup; ++r) {
-        best = lead<kVectors>(data + (row + r) * stride, best, nullptr);
+      for (int64_t r = group; r < group + kGroup; ++r) {  // a block has kLanes rows, used or not
+        best = lead<kVectors>(rows + r * stride, best, nullptr);
       }
       if (!any_reaching(best, splat(margin))) continue;
-      for (int64_t r = row; r < row + kGroup; ++r) {
-        if (is_leading(data + r * stride) && !report(r, row + kGroup)) return false;
+      const int64_t end = std::min(group + kGroup, count);
+      for (int64_t r = group; r < end; ++r) {
+        const Floats own = lead<kVectors>(rows + r * stride, splat(kNone), nullptr);
+        if (any_reaching(own, splat(margin)) && !report(first + r, first + end)) return false;
       }
-    }
-    for (; row < rows; ++row) {
-      load_row(data + row * stride, 1, classes_, block_.data());
-      if (is_leading(block_.data()) && !report(row, row + 1)) return false;
     }
     return true;
   }
 
   // Even rows, kLanes at a time.
   template <int kVectors, typename Passes, typename Report>
-  bool filter_rows(const T* data, const Passes& passes, const Report& report) {
-    const int64_t stride = level_->row_stride(), rows = level_->rows;
-    const int64_t copied = std::max(classes_, kLanes);
-    for (int64_t row = 0; row < rows; row += kLanes) {
-      const int64_t count = std::min(kLanes, rows - row);
+  bool filter_rows(int64_t image, const Passes& passes, const Report& report) {
+    int64_t count = 0;
+    for (int64_t row = 0; row < level_->rows; row += count) {
+      count = std::min(kLanes, level_->rows - row);
       uint32_t lanes;
-      if (count == kLanes && classes_ >= kLanes) {
-        lanes = lanes_of(judge<kVectors>(data + row * stride, stride, passes));
+      if (is_readable(count)) {
+        lanes = lanes_of(judge<kVectors>(float_rows(image, row), level_->row_stride(), passes));
       } else {
-        for (int64_t i = 0; i < count; ++i) {
-          load_row(data + (row + i) * stride, 1, classes_, &block_[i * copied]);
-        }
-        lanes = lanes_of(judge<kVectors>(block_.data(), copied, passes)) & ((1u << count) - 1);
+        copy_rows(image, row, count);
+        lanes = lanes_of(judge<kVectors>(block_.data(), copied_stride(), passes));
+        lanes &= (1u << count) - 1;
       }
       for (; lanes != 0; lanes &= lanes - 1) {
         if (!report(row + __builtin_ctz(lanes), row + count)) return false;
@@ -170,8 +195,8 @@ class RowFilter {
     return true;
   }
 
-  template <int kVectors, typename Element, typename Passes>
-  Ints judge(const Element* rows, int64_t stride, const Passes& passes) const {
+  template <int kVectors, typename Passes>
+  Ints judge(const float* rows, int64_t stride, const Passes& passes) const {
     Floats leads[kLanes], sums[kLanes];
     for (int64_t r = 0; r < kLanes; ++r) {
       Floats sum{};
@@ -185,16 +210,20 @@ class RowFilter {
   // For any strides: class by class along the cells of a map, which lie side by side in a
   // contiguous map.
   template <bool kSums, typename Passes, typename Report>
-  bool filter_cells(const T* data, const Passes& passes, const Report& report) {
+  bool filter_cells(int64_t image, const Passes& passes, const Report& report) {
     const int64_t anchors = level_->anchors;
     const int64_t run = level_->has_even_cells() ? level_->cells() : level_->width;
     int64_t count = 0;
     for (int64_t cell = 0; cell < level_->cells(); cell += count) {
       const int64_t x = cell % run;
       count = std::min(kStrip, run - x);
-      const T* const start = data + (cell / run) * level_->y_stride + x * level_->x_stride;
+      const int64_t start =
+          image * level_->batch_stride + (cell / run) * level_->y_stride + x * level_->x_stride;
       for (int64_t anchor = 0; anchor < anchors; ++anchor) {
-        reduce_cells<kSums>(start + anchor * level_->anchor_stride, count);
+        visit_dtype(dtype_, [&](auto* type) {
+          const auto* const data = static_cast<decltype(type)>(level_->data);
+          reduce_cells<kSums>(data + start + anchor * level_->anchor_stride, count);
+        });
         for (int64_t i = 0; i < count; i += kLanes) {
           uint32_t lanes = lanes_of(passes(load(leads_ + i), load(sums_ + i)));
           if (count - i < kLanes) lanes &= (1u << (count - i)) - 1;
@@ -208,7 +237,7 @@ class RowFilter {
     return true;
   }
 
-  template <bool kSums>
+  template <bool kSums, typename T>
   void reduce_cells(const T* cells, int64_t count) {
     std::fill(leads_, leads_ + count + kLanes, kNone);
     if (kSums) std::fill(sums_, sums_ + count + kLanes, 1.0f);
@@ -225,6 +254,7 @@ class RowFilter {
     }
   }
 
+  template <typename T>
   Floats load_cells(const T* cells, int64_t i, int64_t count) const {
     const int64_t stride = level_->x_stride;
     if (count == kLanes && stride == 1) return load_floats(cells + i);
@@ -236,6 +266,7 @@ class RowFilter {
 
   static constexpr int64_t kStrip = 2048;  // so long that the planes of a map are read one by one
   const Level* level_ = nullptr;
+  Dtype dtype_ = Dtype::kFloat32;
   int64_t classes_ = -1;
   int64_t background_ = -1;
   int64_t vectors_ = 0;
