@@ -163,7 +163,8 @@ def join_sources(folder: Path, name: str, *more: str) -> Path:
 
     Torch's and the standard headers, read once instead of once an operator, are most of the time.
     """
-    found = [path for part in (name, *more) for path in sorted((ROOT / "csrc" / part).glob("*.cpp"))]
+    folders = [ROOT / "csrc" / part for part in (name, *more)]
+    found = [path for part in folders for path in sorted(part.glob("*.cpp"))]
     lines = [f'#include "{path}"\n' for path in found]
     joined = folder / name / "all.cpp"
     joined.parent.mkdir(parents=True, exist_ok=True)
