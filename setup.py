@@ -47,6 +47,7 @@ QUICK = ["-O0"]  # module.cpp: nothing runs in it, and pybind11 compiles in less
 # module chooses when it runs.
 INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
 if platform.machine() in {"x86_64", "AMD64"}:
+    INSTRUCTION_SETS["portable"] = ["-O1"]  # for processors of before 2013: not worth a slow build
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     INSTRUCTION_SETS["avx512"] = [
         *INSTRUCTION_SETS["avx2"],
