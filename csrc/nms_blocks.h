@@ -5,10 +5,12 @@
 // are a segment. A box is kept if no kept box before it in its segment overlaps it, which is
 // decided for 64 positions at a time, in parallel (`settle`), before those suppress later ones.
 //
-// Segments of up to 4096 boxes: one launch, a block for all segments that begin in its range.
-// Longer ones: tiles of thousands of positions, two launches each. In the first all blocks compare
-// the boxes of the tile with each other, and what the tile before kept with all that is to come. In
-// the second one block sweeps over the tile.
+// Up to 4096 boxes in all, with classes: one launch, a block for all segments that begin in its
+// range. More boxes, or boxes without classes: tiles of thousands of positions, two launches each.
+// In the first all blocks compare the boxes of the tile with each other, and what the tile before
+// kept with all that is to come. In the second one block sweeps over the tile. Segments that do not
+// hold two neighbouring multiples of 2048 stay out of the tiles: blocks decide them, as above, in
+// the first launch of the first tile.
 #pragma once
 
 #include <cstdint>
