@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Times calls on a device: with CUDA events on a GPU, with a clock elsewhere (to rehearse).
 
-Each call has several copies of its inputs, more than the caches hold, and takes them in turn: what
-it reads has left the caches since. Calls follow each other without synchronisation, so that the
-host's part counts where it is longer than the device's, as in training. A call in a CUDA graph has
-no host's part.
+Each call has copies of its inputs, at most 24, and takes them in turn: what it reads has left the
+caches since, but where all copies of small inputs fit into them, as those of NMS mostly do. Calls
+follow each other without synchronisation, so that the host's part counts where it is longer than
+the device's, as in training. A call in a CUDA graph has no host's part; there 96 MiB are written
+between two calls, untimed, so that every one finds its inputs out of the caches. Elsewhere that
+would give the host a lead, and hide its part.
 """
 
 import statistics
@@ -39,12 +41,16 @@ class Times:
 
 
 def copies_for(inputs: int) -> int:
-    """How many copies of `inputs` bytes do not fit into the caches."""
+    """How many copies of `inputs` bytes do not fit into the caches, as far as `MAX_COPIES` go."""
     return max(2, min(MAX_COPIES, CACHE_BYTES // max(inputs, 1) + 1))
 
 
 def measure(
-    calls: Sequence[Callable[[], Any]], device: torch.device, many: int | None = None
+    calls: Sequence[Callable[[], Any]],
+    device: torch.device,
+    many: int | None = None,
+    *,
+    flush: bool = False,
 ) -> Times:
     """Times the calls in turn, all of which do the same with inputs of their own.
 
@@ -52,6 +58,7 @@ def measure(
         calls: one for each copy of the inputs.
         device: where they run.
         many: how often to time a quick call; `MANY` times if None.
+        flush: a GPU's caches before each call: for calls without a host's part.
     """
     many = MANY if many is None else many
     gpu = device.type == "cuda"
@@ -66,7 +73,8 @@ def measure(
     if once < SLOW:
         for call in calls:
             call()
-    seconds = (_by_events if gpu else _by_clock)(calls, count)
+    flushed = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device) if gpu and flush else None
+    seconds = _by_events(calls, count, flushed) if gpu else _by_clock(calls, count)
     deciles = statistics.quantiles(seconds, n=5) if count > 1 else seconds * 4
     return Times(statistics.median(seconds), deciles[0], deciles[3], count, peak)
 
@@ -93,12 +101,16 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * size / times.median
 
 
-def _by_events(calls: Sequence[Callable[[], Any]], count: int) -> list[float]:
+def _by_events(
+    calls: Sequence[Callable[[], Any]], count: int, flushed: torch.Tensor | None
+) -> list[float]:
     events = [
         (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
         for _ in range(count)
     ]
     for i, (start, end) in enumerate(events):
+        if flushed is not None:
+            flushed.zero_()
         start.record()
         calls[i % len(calls)]()
         end.record()

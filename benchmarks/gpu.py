@@ -5,8 +5,9 @@
 
 The report is written after every row. A second run with the same device and commit goes on where
 the first one stopped, so a limit of time costs nothing. Results are checked against the reference
-before they are timed, losses where images hold 1 to 8 objects; who fails gets a row that says so.
-Exit status: 0 all is measured, 1 something failed, 75 the time is up and rows are left.
+before they are timed, losses where images hold 1 to 8 objects; who fails gets a row that says so
+and, like who is not installed, is not tried again. Exit status: 75 rows are left, run it again;
+then 1 where any row failed, else 0.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import torch
 import ssd_fast
 from benchmarks import gpu_rows
 from benchmarks.device_timing import Times, copy_bandwidth
+from benchmarks.peers.torchvision_installed import NotInstalledError
 
 TIME_IS_UP = 75  # EX_TEMPFAIL
 HEADLINE = {
@@ -71,7 +73,7 @@ class Report:
 
     Args:
         path: of the JSON.
-        facts: of this run; rows of another device, commit or build are forgotten.
+        facts: of this run; rows of another device, commit, build or torchvision are forgotten.
     """
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
@@ -79,7 +81,7 @@ class Report:
         self.content: dict[str, Any] = {**facts, "rows": {}}
         if path.exists():
             earlier = json.loads(path.read_text())
-            same = ("device", "commit", "source_hash", "torch")
+            same = ("device", "commit", "source_hash", "torch", "torchvision")
             if all(earlier.get(name) == facts[name] for name in same):
                 self.content = {**earlier, **facts, "rows": earlier.get("rows", {})}
 
@@ -166,23 +168,38 @@ def rows_of(table: dict[str, Any], device: torch.device, *, full: bool) -> Itera
 def run(rows: Iterator[Row], report: Report, deadline: float) -> int:
     """Measures what the report lacks until the time is up; returns the exit status."""
     failed = left = 0
+    usable = True
     for row in rows:
-        if "median" in report.rows.get(row.key, {}):
+        if row.key in report.rows:
+            failed += "error" in report.rows[row.key]
             continue
-        if time.monotonic() > deadline:
+        if not usable or time.monotonic() > deadline:
             left += 1
             continue
         try:
             result = row.measure().row()
             print(f"{row.key}: {result['median'] * 1e6:.1f} us", flush=True)
+        except NotInstalledError as error:
+            result = {"skipped": str(error)}
+            print(f"{row.key}: skipped, {error}", flush=True)
         except Exception as error:  # a peer, or a kernel, that fails must not cost the other rows
             result = {"error": f"{type(error).__name__}: {error}"[:2000]}
             failed += 1
             print(f"{row.key}: {result['error'][:300]}", flush=True)
+            usable = _device_works()
         report.add(row, result)
-    if left:
-        print(f"the time is up: {left} rows are left, run it again to measure them")
-    return 1 if failed else TIME_IS_UP if left else 0
+    print(f"{left} rows are left, run it again to measure them" if left else "nothing is left")
+    return TIME_IS_UP if left else 1 if failed else 0
+
+
+def _device_works() -> bool:
+    """Whether this process can go on: after an illegal access every later call fails, too."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def summary(content: dict[str, Any]) -> list[str]:
@@ -198,7 +215,7 @@ def summary(content: dict[str, Any]) -> list[str]:
         cells = []
         for name, row in rows.items():
             if "median" not in row:
-                cells.append(f"{name} FAILED")
+                cells.append(f"{name} {'skipped' if 'skipped' in row else 'FAILED'}")
                 continue
             cell = f"{name} {row['median'] * 1e6:.0f} us"
             if ours and not name.startswith("ssd_fast"):

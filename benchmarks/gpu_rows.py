@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import cases, detectors, losses
 from benchmarks.device_timing import Times, capture, copies_for, measure
-from benchmarks.peers.torchvision_installed import installed_torchvision
+from benchmarks.peers.torchvision_installed import NotInstalledError, installed_torchvision
 from ssd_fast import ops
 from ssd_fast.models.ssd import ssd300_vgg16
 from ssd_fast.priors import ssd300
@@ -74,8 +74,12 @@ def _case(
     return case, losses.LossChecks(case)
 
 
-def _require_kernel(operator: str, device: torch.device) -> None:
-    """The reference of an operator without a kernel would be timed in its place, for minutes."""
+def _require(name: str, operator: str, device: torch.device) -> None:
+    """Torchvision, or our kernel: the reference would be timed in its place, for minutes."""
+    if name == "torchvision":
+        if installed_torchvision() is None:
+            raise NotInstalledError("torchvision is not installed, or does not load")
+        return
     key = "CUDA" if device.type == "cuda" else "CPU"
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"ssd_fast::{operator}", key):
         raise RuntimeError(f"{operator} has no {key} kernel in this build")
@@ -104,7 +108,7 @@ def loss_row(
             deltas, logits = (x.transpose(1, 2).contiguous() for x in (deltas, logits))
         inputs = [
             (deltas.clone().requires_grad_(), logits.clone().requires_grad_())
-            for _ in range(copies_for(2 * moved))
+            for _ in range(copies_for(4 * rows * (classes + 4)))
         ]
 
         def call(d: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -113,14 +117,18 @@ def loss_row(
         calls = [lambda d=d, x=x: call(d, x) for d, x in inputs]
         if objects == "1-8":
             checks.gradients(system, calls[0]())
-        return measure([_captured(c) for c in calls[:8]] if name == GRAPH else calls, device)
+        return _measure(calls, device, in_graphs=name == GRAPH)
 
     group = f"loss and gradients, B={batch}, C={classes}, {objects} objects"
     return make_row(group, name, run, moved)
 
 
-def _captured(call: Callable[[], Any]) -> Callable[[], Any]:
-    return capture(call) if torch.cuda.is_available() else call
+def _measure(calls: list[Callable[[], Any]], device: torch.device, *, in_graphs: bool) -> Times:
+    """Times the calls, or the first ones as CUDA graphs, which follow a flush of the caches."""
+    if not in_graphs:
+        return measure(calls, device)
+    captured = [capture(c) if device.type == "cuda" else c for c in calls[:8]]
+    return measure(captured, device, flush=True)
 
 
 def detect_row(
@@ -135,8 +143,7 @@ def detect_row(
     read = 4 * batch * 8732 * classes
 
     def run() -> Times:
-        if name != "torchvision":
-            _require_kernel("detect", device)
+        _require(name, "detect", device)
         case, _ = _case(batch, classes, "1-8", scores == "flat", device)
         make = detectors.of_torchvision if name == "torchvision" else detectors.ssd_fast
         (contender,) = detectors.detect_contenders(case, [make], share=0.99)
@@ -146,7 +153,7 @@ def detect_row(
             contender.check(contender.call())
         inputs = [(case.deltas.clone(), case.logits.clone()) for _ in range(copies_for(read))]
         calls = [lambda d=d, x=x: system.detect(d, x) for d, x in inputs]
-        return measure([_captured(c) for c in calls[:8]] if name == GRAPH else calls, device)
+        return _measure(calls, device, in_graphs=name == GRAPH)
 
     return make_row(f"detect, B={batch}, C={classes}, {scores} scores", name, run, read)
 
@@ -158,8 +165,7 @@ def nms_row(
     kind, _, by_class = crowd.partition(", ")
 
     def run() -> Times:
-        if name != "torchvision":
-            _require_kernel("nms", device)
+        _require(name, "nms", device)
         boxes, scores = (x.to(device) for x in crowded_boxes(kind, count, seeded(count)))
         idxs = torch.arange(count, device=device) % 80 if by_class else None
         calls = []
@@ -172,7 +178,7 @@ def nms_row(
         # Torchvision shifts classes apart and so rounds: it may keep others of 80 classes.
         if idxs is None or name != "torchvision":
             assert torch.equal(found.cpu(), expected), f"{name} keeps other boxes"
-        return measure([_captured(c) for c in calls[:8]] if "graph" in name else calls, device)
+        return _measure(calls, device, in_graphs="graph" in name)
 
     return make_row(f"nms, N={count}, {crowd}", name, run)
 
@@ -189,8 +195,6 @@ def _suppress(name: str, b: Tensor, s: Tensor, idxs: Tensor | None) -> Callable[
     if "padded" in name:
         return lambda: ops.nms_padded(b, s, IOU_THRESHOLD, idxs)
     source: Any = installed_torchvision() if name == "torchvision" else ops
-    if source is None:
-        raise RuntimeError("torchvision is not installed, or does not load")
     if idxs is None:
         return lambda: source.nms(b, s, IOU_THRESHOLD)
     return lambda: source.batched_nms(b, s, idxs, IOU_THRESHOLD)
@@ -202,6 +206,8 @@ def network_row(make_row: Callable[..., Any], name: str, device: torch.device) -
     batch = 32 if device.type == "cuda" else 1
 
     def run() -> Times:
+        if mode == "inference" and head != "the network alone":
+            _require(head, "detect", device)
         case, _ = _case(batch, 21, "1-8", False, device)
         model = ssd300_vgg16(21).to(device, memory_format=torch.channels_last)
         images = torch.rand(batch, 3, 300, 300, device=device)
@@ -228,8 +234,6 @@ def network_row(make_row: Callable[..., Any], name: str, device: torch.device) -
                 outputs = heads(images)
             if head == "the network alone":
                 return outputs
-            if head == "ssd_fast":
-                _require_kernel("detect", device)
             # Random weights find everything everywhere: a trained network's outputs take over.
             make = detectors.ssd_fast if head == "ssd_fast" else detectors.of_torchvision
             system = make(case)

@@ -12,6 +12,10 @@ from torch import Tensor
 from benchmarks.peers.torchvision_ssd import WEIGHTS
 
 
+class NotInstalledError(RuntimeError):
+    """What a measurement needs is not there: a reason to leave it out, not a failure."""
+
+
 def installed_torchvision() -> SimpleNamespace | None:
     """Functions `match`, `compute_loss`, `postprocess`, `decode`, `nms`, `batched_nms`.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import device_timing, gpu
+from benchmarks.peers.torchvision_installed import NotInstalledError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,12 +124,12 @@ def test_the_benchmarks_resume(tmp_path, monkeypatch, capsys):
     ours = [row for row in rows.values() if row["name"].startswith("ssd_fast")]
     assert len(ours) == 10
     assert all(row["median"] > 0 for row in ours)
-    failed = [row["error"] for row in rows.values() if "error" in row]
-    assert status == (1 if failed else 0)
-    assert all("torchvision" in error for error in failed)
-    for name in rows:
-        if "error" not in rows[name]:
-            rows[name]["median"] = 123.0
+    assert status == 0
+    assert [row["error"] for row in rows.values() if "error" in row] == []
+    assert {row["name"] for row in rows.values() if "skipped" in row} <= {"torchvision"}
+    for row in rows.values():
+        if "median" in row:
+            row["median"] = 123.0
     report.write_text(json.dumps(content))
     gpu.main(arguments)
     again = json.loads(report.read_text())["rows"]
@@ -138,3 +139,75 @@ def test_the_benchmarks_resume(tmp_path, monkeypatch, capsys):
     assert gpu.main([*arguments, "--seconds", "-1"]) == gpu.TIME_IS_UP
     assert json.loads(report.read_text())["rows"] == {}
     assert os.listdir(tmp_path) == ["gpu.json"]
+
+
+def test_failing_rows_hold_up_nothing(tmp_path, monkeypatch, capsys):
+    """They are tried once, and count when nothing is left; who is not installed never does."""
+    tried = []
+    times = device_timing.Times(1.0, 1.0, 1.0, 1, None)
+
+    def row(name, outcome=times):
+        def measure():
+            tried.append(name)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        return gpu.Row("group", name, measure)
+
+    facts = dict.fromkeys(("device", "driver", "commit", "source_hash", "torch", "torchvision"), "")
+    path = tmp_path / "gpu.json"
+    absent = row("absent", NotInstalledError("peer is not installed"))
+    broken = row("broken", ValueError("it broke"))
+    never, long = -1.0, time.monotonic() + 60
+
+    def run(rows, deadline):
+        return gpu.run(iter(rows), gpu.Report(path, facts), deadline)
+
+    assert run([absent, row("good")], long) == 0
+    assert run([absent, row("good"), broken], long) == 1
+    assert run([absent, row("good"), broken, row("late")], never) == gpu.TIME_IS_UP
+    assert run([absent, row("good"), broken, row("late")], long) == 1
+    assert tried == ["absent", "good", "broken", "late"]
+    content = json.loads(path.read_text())
+    assert content["rows"]["group / absent"]["skipped"] == "peer is not installed"
+    assert content["rows"]["group / broken"]["error"] == "ValueError: it broke"
+    assert "absent skipped" in content["summary"][-1]
+    assert "broken FAILED" in content["summary"][-1]
+
+    monkeypatch.setattr(gpu, "_device_works", lambda: False)  # as after an illegal access
+    rows = [row("fatal", RuntimeError("illegal access")), row("after")]
+    assert run(rows, long) == gpu.TIME_IS_UP
+    assert "1 rows are left" in capsys.readouterr().out
+    assert run(rows, long) == 1
+    assert tried[4:] == ["fatal", "after"]
+
+
+@pytest.mark.parametrize(
+    ("said", "full", "status"),
+    [
+        (["ok", "ok"], True, 0),
+        (["ok", "FAILED: exit status 1"], True, 1),
+        (["ok", "more to measure"], True, 75),
+        (["FAILED: exit status 1", "more to measure"], True, 75),
+        (["FAILED: exit status 1", "more to measure"], False, 1),  # nobody goes on with that one
+        (["ok", "more to measure"], False, 75),
+    ],
+)
+def test_the_exit_status(driver, said, full, status):
+    outcomes = {str(i): {"command": outcome} for i, outcome in enumerate(said)}
+    assert driver.status_of(outcomes, full=full) == status
+
+
+def test_absent_torchvision_is_skipped(tmp_path, monkeypatch):
+    """Its rows say so wherever it is called itself."""
+    device = gpu.torch.device("cpu")
+    monkeypatch.setattr(gpu.gpu_rows, "installed_torchvision", lambda: None)
+    rows = [
+        gpu.gpu_rows.nms_row(gpu.Row, "torchvision", 200, "random", device),
+        gpu.gpu_rows.detect_row(gpu.Row, "torchvision", 1, 3, "trained", device),
+        gpu.gpu_rows.network_row(gpu.Row, "inference, torchvision", device),
+    ]
+    for row in rows:
+        with pytest.raises(NotInstalledError, match="torchvision"):
+            row.measure()
