@@ -109,12 +109,18 @@ class Train:
             raise ValueError(
                 f"{path} is no checkpoint of `ssd-fast train`: {', '.join(sorted(missing))} missing"
             )
+        unknown = saved["options"].keys() - {field.name for field in dataclasses.fields(self)}
+        if unknown:
+            raise ValueError(
+                f"{path} is of another version of ssd_fast, with options that this one lacks:"
+                f" {', '.join(sorted(unknown))}"
+            )
         return Train(**saved["options"], output=self.output, resume=True)
 
     def _check_unchanged(self, saved: dict[str, Any]) -> None:
         """Raises ValueError for an option that a run cannot change on its way."""
         for name, own in self.saved().items():
-            if name not in _FREE and own != saved[name]:
+            if name not in _FREE and own != saved.get(name, own):
                 option = "--" + name.replace("_", "-")
                 raise ValueError(
                     f"{option}: the run in {self.output} was started with {saved[name]}, not"

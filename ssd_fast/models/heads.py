@@ -17,6 +17,10 @@ __all__ = [
 ]
 
 
+# As they were when this module was imported: tools replace them for all convolutions at once.
+_CONVOLVE = nn.Conv2d.forward, nn.Conv2d._conv_forward
+
+
 class MultiBoxHeads(nn.Module):
     """3x3 convolutions that predict, at each cell of each map, 4 offsets and C scores a box.
 
@@ -82,7 +86,8 @@ def plain_parameters(heads: nn.Module) -> HeadParameters | None:
                 return None
             weights.append(convolution.weight)
             biases.append(convolution.bias)
-    return parameters
+    dtypes = {x.dtype for kind in parameters for x in kind if x is not None}
+    return parameters if len(dtypes) <= 1 else None
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -108,6 +113,7 @@ def _is_plain_convolution(module: nn.Module) -> bool:
         isinstance(module, nn.Conv2d)
         and is_plain(module, nn.Conv2d)
         and "_conv_forward" not in module.__dict__
+        and (nn.Conv2d.forward, nn.Conv2d._conv_forward) == _CONVOLVE
         and module.kernel_size == (3, 3)
         and module.stride == module.padding == module.dilation == (1, 1)
         and module.groups == 1

@@ -18,6 +18,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_device",
+    "check_flag",
     "check_heads",
     "check_levels",
     "check_number",
@@ -111,6 +112,12 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(
             f"{name}: expected a whole number from 0 to {2**31 - 1}, got {_shown(value)}"
         )
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Raises ValueError unless the value is True or False."""
+    if not isinstance(value, bool | torch.SymBool):
+        raise ValueError(f"{name}: expected True or False, got {_shown(value)}")
 
 
 def check_threshold(name: str, value: float) -> None:

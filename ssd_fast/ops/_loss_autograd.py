@@ -7,8 +7,9 @@ nodes for inputs and outputs that have no gradient, switching gradients off a se
 image that was more than the loss itself.
 """
 
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +17,35 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-__all__ = ["eager_loss", "is_plain", "traced_loss"]
+__all__ = ["differentiable_once", "eager_loss", "is_plain", "traced_loss"]
 
 Losses = tuple[Tensor, Tensor, Tensor]
+Backward = Callable[..., tuple[Tensor | None, ...]]
+
+
+def differentiable_once(backward: Backward) -> Backward:
+    """`once_differentiable`, for gradients that depend on more than what comes in.
+
+    PyTorch's refuses a second derivative only through the incoming gradients; through the logits,
+    on which softmax depends as well, it would be silently zero.
+    """
+    once: Backward = once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def refusing(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return once(ctx, *incoming)
+        if torch._C._are_functorch_transforms_active():
+            return once(ctx, *incoming)
+        with torch.no_grad():
+            gradients = backward(ctx, *incoming)
+        message = b"trying to differentiate twice a loss of ssd_fast, which has one derivative"
+        refuse = torch._C._functions.DelayedError(message, len(gradients))
+        found: list[Any] = [x if x is None else x.detach().requires_grad_() for x in gradients]
+        refused: tuple[Tensor | None, ...] = refuse(*found)
+        return refused
+
+    return refusing
 
 
 def is_plain(tensors: Sequence[Any]) -> bool:
@@ -100,7 +127,7 @@ class TracedLoss(torch.autograd.Function):
         ctx.save_for_backward(*tensors, code, num_positives)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None, *_: Any
     ) -> tuple[Any, ...]:
@@ -127,10 +154,9 @@ class EagerLoss(torch.autograd.Function):
         return box_loss, class_loss
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None) -> tuple[Any, ...]:
-        # Gradients are on where a graph of the backward is wanted, and only there.
-        gradients = _gradients_once if torch.is_grad_enabled() else _gradients
-        return (None, *gradients(ctx, grad_box, grad_class))
+        return (None, *_gradients(ctx, grad_box, grad_class))
 
 
 def _gradients(ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None) -> tuple[Tensor, ...]:
@@ -150,6 +176,3 @@ def _gradients(ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None) -> 
         *ctx.options,
     )
     return (*grad_deltas, *grad_logits)
-
-
-_gradients_once = once_differentiable(_gradients)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ssd_fast.assignment import HARD_NEGATIVE, match_batch, mine_batch, valid_objects
 from ssd_fast.boxes import encode_boxes, four_variances
 from ssd_fast.cross_entropy import background_key, cross_entropy, relative_exponentials
-from ssd_fast.ops._arguments import check_choice, check_count, check_number
+from ssd_fast.ops._arguments import check_choice, check_count, check_flag, check_number
 from ssd_fast.ops._levels import join_levels, split_rows
 
 __all__ = [
@@ -61,6 +61,8 @@ def loss_options(
     check_number("ratio", ratio, low=0, high=torch.finfo(torch.float32).max)
     check_count("min_negatives", min_negatives)
     check_number("beta", beta, low=0)
+    check_flag("strict", strict)
+    check_count("background_index", background_index)
     return (
         iou_threshold,
         low_threshold,

@@ -167,6 +167,8 @@ def _through_patches(
     of_features = None
     if of_rows is not None:
         of_features = of_rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    if of_matrix is not None:
+        of_matrix = of_matrix.to(features.dtype)
     return of_features, _split(of_matrix, level)
 
 
@@ -212,7 +214,9 @@ def laid_out_like(gradient: Tensor, like: Tensor) -> Tensor:
     if gradient.dim() == 1 or gradient.stride() == like.stride():
         return gradient
     ordered = torch.empty_like(like)
-    if like.size(2) * like.size(3) < 64:
+    formats = torch.contiguous_format, torch.channels_last
+    is_plain = any(ordered.is_contiguous(memory_format=f) for f in formats)
+    if like.size(2) * like.size(3) < 64 or not is_plain:
         return ordered.copy_(gradient)
     # One matrix at a time, PyTorch transposes large ones by tiles and in half the time.
     for target, image in zip(ordered.flatten(2), gradient.flatten(2), strict=True):

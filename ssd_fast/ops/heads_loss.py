@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d
 
 from ssd_fast.ops._arguments import (
@@ -23,6 +22,7 @@ from ssd_fast.ops._arguments import (
     check_targets,
 )
 from ssd_fast.ops._library import library, register
+from ssd_fast.ops._loss_autograd import differentiable_once
 from ssd_fast.ops._multibox import forward_reference, loss_options
 from ssd_fast.ops._sparse_convolution import (
     Level,
@@ -130,8 +130,9 @@ def _as_convolved(feature: Tensor) -> Tensor:
     if not isinstance(feature, Tensor) or feature.dtype not in LOGIT_DTYPES:
         return feature
     device = feature.device.type
-    autocast = torch.is_autocast_enabled(device)
-    return feature.to(torch.get_autocast_dtype(device)) if autocast else feature
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return feature
+    return feature.to(torch.get_autocast_dtype(device))
 
 
 def _shape_of_maps(features: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
@@ -173,7 +174,7 @@ class _HeadsLoss(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None, *_: Any
     ) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from ssd_fast.ops._arguments import (
     check_boxes,
     check_choice,
     check_device,
+    check_flag,
     check_number,
     check_targets,
 )
@@ -64,6 +65,7 @@ def match(
     check_targets(boxes, offsets)
     check_device(priors=priors, boxes=boxes, offsets=offsets)
     check_number("iou_threshold", iou_threshold, low=0)
+    check_flag("strict", strict)
     if low_threshold is not None:
         check_number("low_threshold", low_threshold, low=0, high=iou_threshold)
     matched: Tensor = torch.ops.ssd_fast.match.default(

@@ -132,12 +132,16 @@ def _check_tensors(
 
 def _known_options(*options: Any) -> tuple[Any, ...]:
     """`loss_options`, remembered: a training loop asks with the same ones at every step."""
-    try:
-        return _remembered_options(*options)
-    except TypeError:  # one that has no hash
-        return loss_options(*options)
+    *others, variances, background_index, normalizer = options
+    if type(variances) is tuple:
+        # Of nothing else is it known that equal means the same: a tensor may change its value.
+        kinds = map(type, (*others, *variances, background_index, normalizer))
+        if _PLAIN.issuperset(kinds):
+            return _remembered_options(*options)
+    return loss_options(*options)
 
 
+_PLAIN = frozenset({int, float, bool, str, type(None)})
 _remembered_options = functools.lru_cache(maxsize=64, typed=True)(loss_options)
 
 

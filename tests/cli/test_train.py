@@ -123,6 +123,11 @@ def test_a_checkpoint_of_something_else_is_refused(ssd_fast: Callable, tmp_path:
     result = ssd_fast("train", "--resume", "--output", tmp_path)
     assert result.status == 2
     assert "no checkpoint of `ssd-fast train`: class_names, images, options" in result.err
+    state = {"trainer": {}, "class_names": [], "images": 1, "seconds": 0.0}
+    save_checkpoint(tmp_path / "checkpoint.pt", {**state, "options": {"colour": "red"}})
+    result = ssd_fast("train", "--resume", "--output", tmp_path)
+    assert result.status == 2
+    assert "another version of ssd_fast, with options that this one lacks: colour" in result.err
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(

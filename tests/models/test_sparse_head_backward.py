@@ -231,6 +231,28 @@ def test_what_is_not_plain_takes_the_dense_path(sparse_calls, change) -> None:
     )
 
 
+def test_a_convolution_replaced_for_all_is_called(sparse_calls, monkeypatch) -> None:
+    """As tools for tracing and quantisation do, on the class."""
+    model, batch = make_model(), make_batch()
+    convolve = nn.Conv2d._conv_forward
+    called = []
+    monkeypatch.setattr(
+        nn.Conv2d, "_conv_forward", lambda self, *a: called.append(self) or convolve(self, *a)
+    )
+    gradients(model, *batch)
+    assert set(model.heads.regression) <= set(called)
+    assert not sparse_calls
+
+
+def test_heads_of_several_dtypes_are_called(sparse_calls) -> None:
+    """And say themselves that they do not fit."""
+    model, batch = make_model(), make_batch()
+    model.heads.regression[0].double()
+    with pytest.raises(RuntimeError, match="type"):
+        gradients(model, *batch)
+    assert not sparse_calls
+
+
 def test_global_hooks_see_the_heads(sparse_calls) -> None:
     """Profilers and counters hang on to every module."""
     model, batch = make_model(), make_batch()

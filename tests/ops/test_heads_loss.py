@@ -179,7 +179,7 @@ def test_nothing_selected_gives_zero_gradients() -> None:
 
 
 def test_any_strides_and_no_argument_is_changed(never_dense) -> None:
-    """Sliced and expanded features, transposed weights."""
+    """Sliced, expanded, transposed and interleaved features."""
     plain, targets = make_heads(), make_targets()
     copies = [x.clone() for x in (*plain.tensors(), *targets)]
 
@@ -187,7 +187,18 @@ def test_any_strides_and_no_argument_is_changed(never_dense) -> None:
         wide = torch.stack([x.detach(), x.detach()], -1)
         return wide[..., 0].requires_grad_()
 
+    def transposed(x: Tensor) -> Tensor:
+        return x.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
+
+    def interleaved(x: Tensor) -> Tensor:  # as (B, H, C, W) in memory
+        return x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+
     assert_equal_to_maps(plain.map(strided), *targets)
+    cells = [(4, 9, 8)]
+    large = make_heads(2, cells)
+    for change in (transposed, interleaved):
+        features = [change(x) for x in large.features]
+        assert_equal_to_maps(large._replace(features=features), *make_targets(2, cells))
     one = plain._replace(
         features=[x.detach()[:1].expand(2, -1, -1, -1).requires_grad_() for x in plain.features]
     )
@@ -232,6 +243,28 @@ def test_chunks_of_patches_are_summed(never_dense, monkeypatch) -> None:
     assert_equal_to_maps(make_heads(), *make_targets(counts=(3, 5)))
     heads = make_heads().map(lambda x: x.detach().bfloat16().requires_grad_())
     assert_equal_to_maps(heads, *make_targets(), tolerance=0.03)
+
+
+def test_gradients_have_the_dtype_of_what_they_are_of(never_dense, monkeypatch) -> None:
+    """In every layout, from several chunks: compiled code reads them as the fake kernel says."""
+    monkeypatch.setattr(_sparse_convolution, "PATCH_BYTES", 1)
+    backward = torch.ops.ssd_fast.heads_loss_backward.default
+    found = []
+    with monkeypatch.context() as patch:
+        spy = lambda *a: found.append((a, backward(*a))) or found[-1][1]  # noqa: E731
+        patch.setattr(torch.ops.ssd_fast.heads_loss_backward, "default", spy)
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            heads = make_heads().map(
+                lambda x, f=memory_format: (
+                    x.detach().bfloat16().contiguous(memory_format=f)
+                    if x.dim() == 4
+                    else x.detach().bfloat16()
+                ).requires_grad_()
+            )
+            box_loss, class_loss, _ = heads_loss(*heads, *make_targets(counts=(3, 5)))
+            (box_loss + class_loss).backward()
+    assert len(found) == 2
+    assert all(x.dtype == torch.bfloat16 for _, results in found for x in results)
 
 
 @pytest.fixture

@@ -326,6 +326,20 @@ def test_functional_gradient_equals_autograd() -> None:
     assert all(torch.equal(a, b) for a, b in zip(functional, expected, strict=True))
 
 
+def test_variances_that_change_in_place_are_read_anew(device) -> None:
+    """Options are remembered between calls; what can change its value is not."""
+    deltas, logits = (x.to(device) for x in _heads(1, 60, 5, seed=0))
+    targets = random_boxes(60, seeded(1)), *random_objects(1, seeded(2), classes=5)
+    targets = [x.to(device) for x in targets]
+    variances = torch.tensor([0.1, 0.2])
+    first = multibox_loss(deltas, logits, *targets, variances=variances)
+    variances.mul_(3)
+    second = multibox_loss(deltas, logits, *targets, variances=variances)
+    fresh = multibox_loss(deltas, logits, *targets, variances=variances.tolist())
+    assert first[0] != second[0]
+    assert torch.equal(second[0], fresh[0])
+
+
 def test_autograd_leaves_nothing_else_to_differentiate(device) -> None:
     """Counts carry no gradient, frozen heads give none, and a second derivative is refused."""
     deltas, logits = (x.to(device) for x in _heads(2, 60, 5, seed=0))
@@ -339,9 +353,10 @@ def test_autograd_leaves_nothing_else_to_differentiate(device) -> None:
     losses = multibox_loss(deltas, logits, *targets)
     assert [x.requires_grad for x in losses] == [True, True, False]
     assert all(torch.equal(a, b) for a, b in zip(losses, plain, strict=True))
-    (first,) = torch.autograd.grad(losses[1] ** 2, logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        first.sum().backward()
+    for loss in (losses[1], losses[1] ** 2):
+        (first,) = torch.autograd.grad(loss, logits, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            first.square().sum().backward()
     losses = multibox_loss(deltas, logits, *targets)
     targets[1].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -447,6 +462,8 @@ MAP_D, MAP_L = torch.zeros(2, 12, 1, 1), torch.zeros(2, 15, 1, 1)
         ({}, {"normalizer": "batch"}, "normalizer: expected one of 'positives', 'image', 'none'"),
         ({}, {"beta": -1.0}, "beta: expected .* got -1.0"),
         ({}, {"ratio": math.nan}, "ratio: expected .* got nan"),
+        ({}, {"strict": "no"}, "strict: expected True or False, got str 'no'"),
+        ({}, {"background_index": 0.5}, "background_index: expected a whole number .* got 0.5"),
         ({}, {"ratio": "3"}, "ratio: expected .* got str '3'"),
         ({}, {"min_negatives": 2.5}, "min_negatives: expected a whole number .* got 2.5"),
     ],
