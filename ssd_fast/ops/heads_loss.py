@@ -130,7 +130,7 @@ def _as_convolved(feature: Tensor) -> Tensor:
     if not isinstance(feature, Tensor) or feature.dtype not in LOGIT_DTYPES:
         return feature
     device = feature.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):  # autocast knows no meta
         return feature
     return feature.to(torch.get_autocast_dtype(device))
 

@@ -267,6 +267,12 @@ def test_gradients_have_the_dtype_of_what_they_are_of(never_dense, monkeypatch) 
     assert all(x.dtype == torch.bfloat16 for _, results in found for x in results)
 
 
+def test_shapes_on_the_meta_device() -> None:
+    heads, targets = make_heads(), make_targets()
+    outputs = heads_loss(*heads.map(lambda x: x.to("meta")), *(x.to("meta") for x in targets))
+    assert [tuple(x.shape) for x in outputs] == [(), (), (heads.features[0].size(0),)]
+
+
 @pytest.fixture
 def dense_levels(monkeypatch) -> list:
     """Gets an entry for each level that takes PyTorch's backward."""
