@@ -24,6 +24,7 @@
 
 #include "box.h"
 #include "decode.h"
+#include "exponential.h"
 #include "instruction_set.h"
 #include "kept_boxes.h"
 #include "row_filter.h"

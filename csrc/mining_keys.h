@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "exponential.h"
 #include "rows.h"
 #include "simd.h"
 

@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "exponential.h"
 #include "rows.h"
 #include "simd.h"
 

@@ -383,33 +383,6 @@ inline float fold_lanes(Floats values, const Combine& combine) {
 #endif
 }
 
-// e^x to 2 units in the last place, subnormal results included; +inf above 88.72, NaN for NaN.
-// Range reduction and polynomial are those of Cephes' expf.
-inline Floats exp(Floats x) {
-  const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  // In this order a NaN stays, and makes everything NaN.
-  const Floats clamped = max(splat(-110.0f), min(splat(89.0f), x));
-  const Floats rounded = clamped * 1.44269504088896341f + kRound;
-  const Floats n = rounded - kRound;
-  const Floats r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = (p * r) * r + r + 1.0f;
-#if defined(__AVX512F__)
-  return reinterpret_cast<Floats>(
-      _mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
-#else
-  // 2^n in two steps, because n reaches beyond the exponents of normal numbers.
-  const Ints exponent = as_ints(rounded) - 0x4b400000;
-  const Ints half = exponent >> 1;
-  return p * as_floats((half + 127) << 23) * as_floats((exponent - half + 127) << 23);
-#endif
-}
-
 }  // namespace ssd_fast::SSD_FAST_ISA
 
 namespace ssd_fast {

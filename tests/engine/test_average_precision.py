@@ -251,7 +251,7 @@ def pycocotools_map(detections: list[Rows], targets: list[Rows]) -> Any:
 
 
 def test_equals_pycocotools(full_count: Callable[[int, int], int]) -> None:
-    pytest.importorskip("pycocotools")
+    pytest.importorskip("pycocotools", reason="needs pycocotools")
     for seed in range(full_count(25, 300)):
         detections, targets = random_case(seed)
         targets = [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
