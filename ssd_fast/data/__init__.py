@@ -4,7 +4,16 @@
 from ssd_fast.data.augmentation import Augmentation
 from ssd_fast.data.collate import collate
 from ssd_fast.data.images import read_image
+from ssd_fast.data.problems import BrokenSample, Problem
 from ssd_fast.data.shapes import ShapesDataset
-from ssd_fast.data.voc import Problem, VOCDataset
+from ssd_fast.data.voc import VOCDataset
 
-__all__ = ["Augmentation", "Problem", "ShapesDataset", "VOCDataset", "collate", "read_image"]
+__all__ = [
+    "Augmentation",
+    "BrokenSample",
+    "Problem",
+    "ShapesDataset",
+    "VOCDataset",
+    "collate",
+    "read_image",
+]

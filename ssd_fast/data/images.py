@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.data.extra import missing_extra
+from ssd_fast.data.problems import BrokenSample
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -40,7 +41,7 @@ def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
 
     Raises:
         ModuleNotFoundError: Pillow is missing; names the `pip install`.
-        ValueError: the file is missing or does not decode; names it.
+        BrokenSample: the file is missing or does not decode.
     """
     pillow = _pillow()
     try:
@@ -70,7 +71,7 @@ def check_image(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
 
     Raises:
         ModuleNotFoundError: Pillow is missing; names the `pip install`.
-        ValueError: the file is missing or does not decode; names it.
+        BrokenSample: the file is missing or does not decode.
     """
     pillow = _pillow()
     try:
@@ -105,7 +106,7 @@ def _pillow() -> ModuleType:
     return Image
 
 
-def _unreadable(path: str | Path, error: Exception) -> ValueError:
+def _unreadable(path: str | Path, error: Exception) -> BrokenSample:
     if isinstance(error, FileNotFoundError):
-        return ValueError(f"{path}: the image is missing")
-    return ValueError(f"{path}: the image does not decode: {error}")
+        return BrokenSample(path, "the image is missing")
+    return BrokenSample(path, f"the image does not decode: {error}")

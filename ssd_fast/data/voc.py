@@ -18,32 +18,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssd_fast.data.images import check_image, read_image
+from ssd_fast.data.problems import BrokenSample, Problem, summary
 from ssd_fast.data.voc_annotation import Annotation, AnnotationError, read_annotation
 
-__all__ = ["Problem", "VOCDataset"]
+__all__ = ["VOCDataset"]
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _EVERY_FIFTH = 5
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something in the folder that was left out.
-
-    Attributes:
-        file: the file that is broken, or that is missing.
-        object: number of the object in its annotation, from 1; None if the whole image is out.
-        message: what is wrong, with the values.
-    """
-
-    file: Path
-    object: int | None
-    message: str
-
-    def __str__(self) -> str:
-        """One line that names the file, the object and the fault."""
-        where = "" if self.object is None else f", object {self.object}"
-        return f"{self.file}{where}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -124,11 +105,11 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self.problems = tuple(problems)
         self.paths = tuple(image.path for image in self._images)
         if self.problems and invalid == "raise":
-            raise ValueError(f"{self.root}: {_summary(self.problems)}")
+            raise ValueError(f"{self.root}: {summary(self.problems)}")
         if not self._images:
             raise ValueError(
                 f"{self.root}: no image of the set {image_set!r} can be used. "
-                + (_summary(self.problems) if problems else "The set lists none.")
+                + (summary(self.problems) if problems else "The set lists none.")
             )
         if not self.class_names:
             raise ValueError(f"{self.root}: no annotation names a class; pass class_names")
@@ -148,7 +129,8 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             labels (n,) int64 from 1, difficult (n,) bool.
 
         Raises:
-            ValueError: the file does not decode; names it.
+            BrokenSample: the file no longer decodes.
+            IndexError: there is no such image.
         """
         image = self._images[index]
         target = {
@@ -188,8 +170,8 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             return None
         try:
             stored, turned = check_image(path)
-        except ValueError as error:
-            problems.append(Problem(path, None, str(error).removeprefix(f"{path}: ")))
+        except BrokenSample as error:
+            problems.append(Problem(path, None, error.reason))
             return None
         upright = turned == annotation.size or stored != annotation.size
         width, height = turned if upright else stored
@@ -278,9 +260,3 @@ def _check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     if not names or len(set(names)) != len(names):
         raise ValueError(f"class_names: expected one or more different names, got {names}")
     return names
-
-
-def _summary(problems: Sequence[Problem], limit: int = 5) -> str:
-    """The first problems, and how many more there are."""
-    more = f"; and {len(problems) - limit} more" if len(problems) > limit else ""
-    return "; ".join(str(problem) for problem in problems[:limit]) + more

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ssd_fast.data import VOCDataset
+from ssd_fast.data import BrokenSample, VOCDataset
 
 from .conftest import VOCFolder
 
@@ -162,11 +163,15 @@ def test_an_image_that_breaks_later_is_named(good: VOCFolder) -> None:
     dataset = VOCDataset(good.root)
     path = good.root / "JPEGImages" / "a.jpg"
     path.write_bytes(b"no image")
-    with pytest.raises(ValueError, match=f"{path}: the image does not decode"):
+    with pytest.raises(BrokenSample, match=f"{path}: the image does not decode") as caught:
         dataset[0]
+    assert caught.value.path == path
     path.unlink()
-    with pytest.raises(ValueError, match=f"{path}: the image is missing"):
+    with pytest.raises(BrokenSample, match=f"{path}: the image is missing") as caught:
         dataset[0]
+    again = pickle.loads(pickle.dumps(caught.value))  # as it comes out of a worker process
+    assert (again.path, again.reason) == (path, "the image is missing")
+    assert str(again) == str(caught.value)
 
 
 def test_a_folder_without_one_good_image_is_an_error(good: VOCFolder) -> None:
