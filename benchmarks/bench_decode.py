@@ -7,6 +7,7 @@ from torch import Tensor
 
 from benchmarks.cases import IMAGE_SIZE, make_case
 from benchmarks.harness import Contender, SideBySide
+from benchmarks.limits import Work
 from benchmarks.peers import amdegroot, lufficc, torchvision_ssd
 from benchmarks.peers.torchvision_installed import installed_torchvision
 from ssd_fast import ops
@@ -47,4 +48,5 @@ def test_decode(side_by_side: SideBySide, batch: int) -> None:
             ),
             Contender("lufficc", lufficc_boxes, decodes),
         ],
+        work=Work(read=4 * deltas.numel(), written=4 * deltas.numel()),
     )

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.cases import make_case
 from benchmarks.detectors import FLAT, TRAINED, detect_contenders
 from benchmarks.harness import SideBySide
+from benchmarks.limits import Work
 
 
 @pytest.mark.parametrize("classes", [21, 81])
@@ -17,7 +18,9 @@ from benchmarks.harness import SideBySide
 def test_detect_trained(side_by_side: SideBySide, batch: int, classes: int) -> None:
     case = make_case(batch, classes)
     side_by_side(
-        f"detect, B={batch}, C={classes}, trained scores", detect_contenders(case, TRAINED)
+        f"detect, B={batch}, C={classes}, trained scores",
+        detect_contenders(case, TRAINED),
+        work=Work(read=4 * case.logits.numel()),
     )
 
 
@@ -25,4 +28,5 @@ def test_detect_trained(side_by_side: SideBySide, batch: int, classes: int) -> N
 def test_detect_flat(side_by_side: SideBySide, classes: int) -> None:
     case = make_case(1, classes, flat=True)
     contenders = detect_contenders(case, FLAT, share=0.99)
-    side_by_side(f"detect, B=1, C={classes}, flat scores", contenders)
+    exponentials = Work(read=4 * case.logits.numel(), exponentials=case.logits.numel())
+    side_by_side(f"detect, B=1, C={classes}, flat scores", contenders, work=exponentials)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.cases import Case, make_case
 from benchmarks.harness import Contender, SideBySide
+from benchmarks.limits import Work
 from benchmarks.peers import amdegroot, lufficc, nvidia, torchvision_ssd
 from benchmarks.peers.torchvision_installed import installed_torchvision
 from ssd_fast import ops
@@ -18,7 +19,11 @@ from ssd_fast.ops.match import match_reference
 @pytest.mark.parametrize("objects", [(8, 8), (40, 40)], ids=["8", "40"])
 def test_match(side_by_side: SideBySide, objects: tuple[int, int]) -> None:
     case = make_case(8, 21, objects=objects)
-    side_by_side(f"match, B=8, {objects[0]} objects an image", contenders(case))
+    side_by_side(
+        f"match, B=8, {objects[0]} objects an image",
+        contenders(case),
+        work=Work(read=16 * case.priors.size(0), written=4 * 8 * case.priors.size(0)),
+    )
 
 
 def contenders(case: Case) -> list[Contender]:

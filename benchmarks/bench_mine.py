@@ -7,6 +7,7 @@ from torch import Tensor
 
 from benchmarks.cases import make_case
 from benchmarks.harness import Contender, SideBySide
+from benchmarks.limits import Work
 from benchmarks.peers import lufficc
 from ssd_fast import ops
 from ssd_fast.ops.mine import mine_reference
@@ -34,6 +35,7 @@ def test_mine(side_by_side: SideBySide, batch: int) -> None:
             ),
             Contender("torch.topk by image", lambda: mine_by_topk(loss, match), selects),
         ],
+        work=Work(read=8 * loss.numel(), written=loss.numel()),
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Contender, SideBySide
+from benchmarks.limits import Work
 from benchmarks.peers import amdegroot, qfgaohao
 from benchmarks.peers.torchvision_installed import installed_torchvision
 from ssd_fast import ops
@@ -48,7 +49,7 @@ def test_nms(side_by_side: SideBySide, count: int, crowd: str) -> None:
                 lambda kept: keeps_scores(kept[:, 4], scores[expected]),
             )
         )
-    side_by_side(f"nms, N={count}, {crowd}", contenders)
+    side_by_side(f"nms, N={count}, {crowd}", contenders, work=Work(read=20 * count))
 
 
 def keeps_scores(actual: Tensor, expected: Tensor) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Seeded batches for SSD300, each in the form that every system takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -21,14 +21,18 @@ class Case:
     Args:
         objects: the ground truth, boxes in [0, 1].
         priors: (P, 4) corners in [0, 1].
-        deltas: (B, P, 4) float32.
-        logits: (B, P, C) float32.
+        deltas: (B, P, 4) float32 or bfloat16.
+        logits: (B, P, C) of the same type.
     """
 
     objects: Objects
     priors: Tensor
     deltas: Tensor
     logits: Tensor
+
+    def of(self, dtype: torch.dtype) -> "Case":
+        """The same batch from a network of another precision."""
+        return replace(self, deltas=self.deltas.to(dtype), logits=self.logits.to(dtype))
 
     @property
     def batch(self) -> int:

@@ -14,9 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+
+if TYPE_CHECKING:
+    from benchmarks.limits import Work
 
 Cache = Literal["cold", "hot"]
 
@@ -71,6 +74,7 @@ class SideBySide:
         *,
         caches: Sequence[Cache] = ("cold", "hot"),
         threads: int = 1,
+        work: "Work | None" = None,
     ) -> None:
         """Checks all contenders, then times them.
 
@@ -79,6 +83,7 @@ class SideBySide:
             contenders: who is compared; the first is the one the others are measured against.
             caches: the states of the caches to time with, a group of rows each.
             threads: of PyTorch.
+            work: what cannot be left out; the report names the limit that it sets here.
         """
         self.benchmark._mode = "side_by_side"  # or pytest-benchmark warns of an unused fixture
         with threads_of_torch(threads):
@@ -86,7 +91,13 @@ class SideBySide:
                 check(contender)
             for cache in caches if self.timing else ():
                 rounds = interleave([c.call for c in contenders], before(cache), self.budget)
-                facts = {"cache": cache, "threads": threads, "baseline": contenders[0].name}
+                facts: dict[str, Any] = {
+                    "cache": cache,
+                    "threads": threads,
+                    "baseline": contenders[0].name,
+                }
+                if work is not None:
+                    facts["limit"], facts["limit_seconds"] = work.limit(cache)
                 for contender, durations in zip(contenders, zip(*rounds, strict=True), strict=True):
                     self._report(f"{title}, {cache}", contender.name, durations, facts)
 

@@ -121,6 +121,13 @@ def of_vectorized(case: Case) -> LossSystem:
     return LossSystem("vectorized", lambda d, x: vectorized.multibox_loss(d, x, *arguments))
 
 
+def of_compiled(case: Case) -> LossSystem:
+    """The same, compiled whole."""
+    arguments = (case.priors, *case.padded_targets)
+    compiled = torch.compile(vectorized.multibox_loss, fullgraph=True, dynamic=False)
+    return LossSystem("torch.compile", lambda d, x: compiled(d, x, *arguments))
+
+
 SYSTEMS = (
     ssd_fast,
     of_amdegroot,
@@ -147,9 +154,13 @@ def _contender(case: Case, system: LossSystem, checks: "LossChecks", backward: b
     deltas = deltas.clone().requires_grad_(backward)
     logits = logits.clone().requires_grad_(backward)
     if not backward:
+        # Peers in half precision mean what autocast makes of cross-entropy: float32 logits.
+        wide = deltas.dtype != torch.float32 and system.name != "ssd_fast"
         return Contender(
             system.name,
-            lambda: system.losses(deltas, logits),
+            (lambda: system.losses(deltas.float(), logits.float()))
+            if wide
+            else (lambda: system.losses(deltas, logits)),
             lambda losses: checks.loss(system, sum(losses)),
         )
     return Contender(

@@ -38,11 +38,13 @@ class Group:
         title: what was compared, and with which caches.
         baseline: the contender that the others are measured against.
         rows: all of them, in the order of the rounds.
+        limit: what no implementation can leave out, in words, and its seconds; None if unknown.
     """
 
     title: str
     baseline: str
     rows: tuple[Row, ...]
+    limit: tuple[str, float] | None = None
 
     def ratio(self, row: Row) -> float:
         """How many times the baseline's median it took."""
@@ -54,6 +56,7 @@ def read(path: Path) -> tuple[list[Group], dict[str, Any]]:
     report: dict[str, Any] = json.loads(path.read_text())
     rows: dict[str, list[Row]] = {}
     baselines: dict[str, str] = {}
+    limits: dict[str, tuple[str, float]] = {}
     for entry in report["benchmarks"]:
         facts, stats = entry["extra_info"], entry["stats"]
         title = entry["group"]
@@ -61,7 +64,10 @@ def read(path: Path) -> tuple[list[Group], dict[str, Any]]:
             Row(facts["contender"], stats["median"], stats["q1"], stats["q3"])
         )
         baselines[title] = facts["baseline"]
-    return [Group(title, baselines[title], tuple(rows[title])) for title in rows], report
+        if "limit" in facts:
+            limits[title] = facts["limit"], facts["limit_seconds"]
+    groups = [Group(t, baselines[t], tuple(rows[t]), limits.get(t)) for t in rows]
+    return groups, report
 
 
 def duration(seconds: float) -> str:
@@ -77,11 +83,13 @@ def times(ratio: float) -> str:
 
 
 def table(groups: list[Group]) -> str:
-    """A Markdown table: one line a group, one column a contender."""
+    """A Markdown table: one line a group, one column a contender; limits last, if there are any."""
     names = list(dict.fromkeys(row.contender for group in groups for row in group.rows))
+    limited = any(group.limit for group in groups)
+    heads = [*names, "limit (the first column takes)"] if limited else names
     lines = [
-        "| " + " | ".join(["", *names]) + " |",
-        "|---|" + "---:|" * len(names),
+        "| " + " | ".join(["", *heads]) + " |",
+        "|---|" + "---:|" * len(heads),
     ]
     for group in groups:
         by_name = {row.contender: row for row in group.rows}
@@ -94,8 +102,19 @@ def table(groups: list[Group]) -> str:
                 cells.append(f"**{duration(row.median)}**")
             else:
                 cells.append(f"{duration(row.median)} ({times(group.ratio(row))})")
+        if limited:
+            cells.append(limit_cell(group))
         lines.append("| " + " | ".join([group.title, *cells]) + " |")
     return "\n".join(lines)
+
+
+def limit_cell(group: Group) -> str:
+    """The limit of a group in words, its time, and how many times that its baseline takes."""
+    if group.limit is None:
+        return ""
+    what, seconds = group.limit
+    ours = next(row.median for row in group.rows if row.contender == group.baseline)
+    return f"{what}: {duration(seconds)} ({times(ours / seconds)})"
 
 
 def provenance(report: dict[str, Any]) -> str:

@@ -62,6 +62,7 @@ def _parse(arguments: Sequence[str]) -> _Command:
     require("the command line", "tyro")
     import tyro
 
+    from ssd_fast.cli.bench import Bench
     from ssd_fast.cli.demo import Demo
     from ssd_fast.cli.evaluate import Evaluate
     from ssd_fast.cli.export import Export
@@ -75,6 +76,7 @@ def _parse(arguments: Sequence[str]) -> _Command:
         | Annotated[Evaluate, subcommand("eval")]
         | Annotated[Predict, subcommand("predict")]
         | Annotated[Export, subcommand("export")]
+        | Annotated[Bench, subcommand("bench")]
         | Annotated[Info, subcommand("info")],
         prog="ssd-fast",
         description=_DESCRIPTION,

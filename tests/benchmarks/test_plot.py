@@ -54,6 +54,17 @@ def test_the_table_has_a_line_a_group_and_a_column_a_contender(report: Path) -> 
     ]
 
 
+def test_a_limit_is_named_beside_its_ratio(report: Path) -> None:
+    content = json.loads(report.read_text())
+    for row in content["benchmarks"][:2]:
+        row["extra_info"] |= {"limit": "reading 6 MB", "limit_seconds": 0.00025}
+    report.write_text(json.dumps(content))
+    lines = plot.table(plot.read(report)[0]).splitlines()
+    assert lines[0].endswith("| limit (the first column takes) |")
+    assert lines[2].endswith("| reading 6 MB: 250 µs (2.0x) |")
+    assert lines[3].endswith("|  |")
+
+
 def test_the_report_says_where_it_comes_from(report: Path) -> None:
     _, content = plot.read(report)
     assert plot.provenance(content) == (
