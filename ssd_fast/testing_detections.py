@@ -8,7 +8,7 @@ from ssd_fast.boxes import box_iou
 from ssd_fast.detections import Detections
 from ssd_fast.testing import DECISION_BAND
 
-__all__ = ["assert_same_detections"]
+__all__ = ["assert_same_detections", "assert_same_rows_found"]
 
 
 def assert_same_detections(
@@ -65,6 +65,40 @@ def assert_same_detections(
             _check_suppression(
                 score, boxes[i], kept, (score_threshold, top_k, iou_threshold, last), band, what
             )
+
+
+def assert_same_rows_found(
+    found: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    *,
+    what: str,
+    pixels: float = 1e-3,
+    band: float = DECISION_BAND,
+) -> None:
+    """Fails unless two detectors found the same in an image.
+
+    Rows are compared as they are sorted; scores within ``band`` of each other may change places.
+
+    Args:
+        found: "boxes" (K, 4) in pixels, "scores" (K,), "labels" (K,) of one detector.
+        expected: of the other.
+        what: what a message begins with.
+        pixels: how far a corner may be off.
+        band: relative distance of scores that count as equal.
+    """
+    assert found.keys() == expected.keys(), f"{what}: {found.keys()}, not {expected.keys()}"
+    count, other_count = len(found["scores"]), len(expected["scores"])
+    assert count == other_count, f"{what}: {count} detections, not {other_count}"
+    torch.testing.assert_close(
+        found["scores"], expected["scores"], rtol=band, atol=0, msg=lambda m: f"{what}: {m}"
+    )
+    score, other = found["scores"][:, None], expected["scores"][None]
+    same = (score - other).abs() <= band * score
+    same &= found["labels"][:, None] == expected["labels"][None]
+    same &= (found["boxes"][:, None] - expected["boxes"][None]).abs().amax(2) <= pixels
+    for name, alone in (("the one", ~same.any(1)), ("the other", ~same.any(0))):
+        rows = alone.nonzero().flatten().tolist()
+        assert not rows, f"{what}: only {name} detector has rows {rows}"
 
 
 def _priors_of(image: dict[str, Tensor], scores: Tensor, boxes: Tensor, band: float) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import ssd_fast
-from ssd_fast.testing import DECISION_BAND, assert_close, random_objects, seeded
+from ssd_fast.testing import assert_close, random_objects, seeded
+from ssd_fast.testing_detections import assert_same_rows_found
 
 
 class _Backbone(nn.Module):
@@ -87,21 +88,7 @@ def _assert_same_detections(model, original, seed: int, **batch: int) -> None:
         found, expected = model.eval()(images), original.eval()(images)
     assert sum(len(e["scores"]) for e in expected) > 0
     for image, (f, e) in enumerate(zip(found, expected, strict=True)):
-        assert f.keys() == e.keys()
-        assert len(f["scores"]) == len(e["scores"]), f"seed {seed}, image {image}"
-        torch.testing.assert_close(f["scores"], e["scores"], rtol=DECISION_BAND, atol=0)
-        _assert_paired(f, e, what=f"seed {seed}, image {image}")
-
-
-def _assert_paired(found: dict[str, Tensor], expected: dict[str, Tensor], *, what: str) -> None:
-    """Each detection of one stands among the other's: scores a rounding apart change places."""
-    score, other = found["scores"][:, None], expected["scores"][None]
-    same = (score - other).abs() <= DECISION_BAND * score
-    same &= found["labels"][:, None] == expected["labels"][None]
-    same &= (found["boxes"][:, None] - expected["boxes"][None]).abs().amax(2) <= 1e-3
-    for name, alone in (("the original", ~same.any(1)), ("the accelerated", ~same.any(0))):
-        rows = alone.nonzero().flatten().tolist()
-        assert not rows, f"{what}: {name} model does not find what the other has in rows {rows}"
+        assert_same_rows_found(f, e, what=f"seed {seed}, image {image}")
 
 
 @pytest.fixture
@@ -148,6 +135,8 @@ def test_published_models_equal_the_original(torchvision, full_count, builder, c
         _assert_same_detections(model, original, seed, size=1)
     for seed in range(full_count(1, 10)):
         _assert_same_training(model, original, seed, classes=classes, size=2)
+    assert type(ssd_fast.restore(model)) is type(original)
+    _assert_same_detections(model, original, 0, size=1)
 
 
 def test_attributes_are_read_at_each_call(pair) -> None:
