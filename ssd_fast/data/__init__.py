@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Data: generated scenes and folders in VOC layout, as uint8 images with boxes in pixels."""
+"""Data: folders in VOC or COCO layout and generated scenes; uint8 images with boxes in pixels."""
 
 from ssd_fast.data.augmentation import Augmentation
+from ssd_fast.data.coco import COCODataset
 from ssd_fast.data.collate import collate
 from ssd_fast.data.images import read_image
 from ssd_fast.data.problems import BrokenSample, Problem
@@ -11,6 +12,7 @@ from ssd_fast.data.voc import VOCDataset
 __all__ = [
     "Augmentation",
     "BrokenSample",
+    "COCODataset",
     "Problem",
     "ShapesDataset",
     "VOCDataset",

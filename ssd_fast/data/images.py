@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -23,17 +23,27 @@ __all__ = ["check_image", "read_image"]
 _ORIENTATION = 0x0112  # the EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap width and height
 _JPEG_END = b"\xff\xd9"
+_LARGEST_16_BIT = 65535
 
 
-def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
+class _RefusedError(ValueError):
+    """The file decodes, and cannot be used; the message is the reason."""
+
+
+def read_image(
+    path: str | Path, *, upright: bool = True, size: tuple[int, int] | None = None
+) -> Tensor:
     """Reads an image file.
 
     Every mode becomes 8-bit RGB: 16-bit images keep their high byte, CMYK goes through Pillow's
-    conversion, palettes are looked up, an alpha channel is left out.
+    conversion, palettes are looked up, an alpha channel is left out. What has no defined scale, as
+    floats and 32-bit integers, is refused.
 
     Args:
         path: an image in any format that Pillow reads.
         upright: whether to turn the image as its EXIF orientation says, as viewers do.
+        size: (width, height) that an annotation gives. An image that has it only as stored is not
+            turned; one that has it neither way is refused.
 
     Returns:
         (3, H, W) uint8, a view of (H, W, 3) memory: the layout of the decoder, and the one that
@@ -41,11 +51,13 @@ def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
 
     Raises:
         ModuleNotFoundError: Pillow is missing; names the `pip install`.
-        BrokenSample: the file is missing or does not decode.
+        BrokenSample: the file is missing, does not decode, or is not of the given size.
     """
     pillow = _pillow()
     try:
         with pillow.open(path) as image:
+            if size is not None:
+                upright = upright and _is_upright(image, size)
             if upright:
                 from PIL import ImageOps
 
@@ -76,13 +88,28 @@ def check_image(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     pillow = _pillow()
     try:
         with pillow.open(path) as image:
-            width, height = image.size
-            sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+            stored, turned = _sizes(image)
             if image.format != "JPEG" or not _is_whole_jpeg(path):
                 image.load()
     except Exception as error:  # see read_image
         raise _unreadable(path, error) from error
+    return stored, turned
+
+
+def _sizes(image: Image) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) as stored, and as turned."""
+    width, height = image.size
+    sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
     return (width, height), (height, width) if sideways else (width, height)
+
+
+def _is_upright(image: Image, size: tuple[int, int]) -> bool:
+    """Whether boxes in an image of that size are drawn on the turned image."""
+    stored, turned = _sizes(image)
+    if size not in (stored, turned):
+        real, stated = (f"{width} x {height}" for width, height in (turned, size))
+        raise _RefusedError(f"the image is {real} pixels, its annotation says {stated}")
+    return size == turned
 
 
 def _is_whole_jpeg(path: str | Path) -> bool:
@@ -93,8 +120,14 @@ def _is_whole_jpeg(path: str | Path) -> bool:
 
 
 def _to_rgb(image: Image) -> Image:
+    if image.mode == "F":
+        raise _RefusedError("its values are floats of no known scale; save it in 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+        image = image.convert("I")
+        low, high = cast("tuple[float, float]", image.getextrema())
+        if low < 0 or high > _LARGEST_16_BIT:
+            raise _RefusedError(f"its values go from {low} to {high}; save it in 8 or 16 bits")
+        image = image.point(lambda value: value * (1 / 256)).convert("L")
     return image.convert("RGB")
 
 
@@ -109,4 +142,6 @@ def _pillow() -> ModuleType:
 def _unreadable(path: str | Path, error: Exception) -> BrokenSample:
     if isinstance(error, FileNotFoundError):
         return BrokenSample(path, "the image is missing")
+    if isinstance(error, _RefusedError):
+        return BrokenSample(path, str(error))
     return BrokenSample(path, f"the image does not decode: {error}")

@@ -8,7 +8,7 @@ Annotations are read and checked once, at construction; pixels are decoded on ac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssd_fast.data.classes import check_class_names
 from ssd_fast.data.images import check_image, read_image
 from ssd_fast.data.problems import BrokenSample, Problem, summary
-from ssd_fast.data.voc_annotation import Annotation, AnnotationError, read_annotation
+from ssd_fast.data.voc_annotation import Annotation
+from ssd_fast.data.voc_folder import VOCFolder, find_voc_folders
 
 __all__ = ["VOCDataset"]
-
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-_EVERY_FIFTH = 5
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,22 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     every image, "all" in any folder.
 
     Args:
-        root: the folder that holds Annotations and JPEGImages, such as VOCdevkit/VOC2007.
-        image_set: a file of ImageSets/Main, without .txt, or "all".
+        root: the folder that holds Annotations and JPEGImages, such as VOCdevkit/VOC2007; or
+            VOCdevkit itself, or several folders, which are joined: `["VOC2007", "VOC2012"]` with
+            "trainval" is what papers call 07+12.
+        image_set: a file of ImageSets/Main, without .txt, or "all". Of several folders, those are
+            used that have it.
         class_names: the classes, label i + 1 for `class_names[i]`. By default the names in all
             annotations of the folder, sorted, so that every set of a folder has the same labels.
         keep_difficult: whether objects marked difficult are among the targets (as in Caffe SSD), or
             left out (as in amdegroot's). Evaluation needs them.
+        ignore_difficult: whether objects marked difficult are regions that training ignores: they
+            are marked in `"ignore"`, and priors on them are neither positive nor negative.
         invalid: "drop" leaves broken input out and lists it in `problems`; "raise" stops at it.
 
     Attributes:
         class_names: tuple of str, background not among them.
+        roots: tuple of Path, the folders that are used.
         problems: tuple of `Problem`, what was left out, in the order found.
         paths: tuple of Path, the image files.
 
@@ -76,43 +81,46 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | Sequence[str | Path],
         image_set: str = "train",
         *,
         class_names: Sequence[str] | None = None,
         keep_difficult: bool = True,
+        ignore_difficult: bool = False,
         invalid: Literal["drop", "raise"] = "drop",
     ) -> None:
         if invalid not in ("drop", "raise"):
             raise ValueError(f'invalid: expected "drop" or "raise", got {invalid!r}')
-        self.root = _check_root(Path(root))
+        roots = [root] if isinstance(root, str | Path) else list(root)
+        if not roots:
+            raise ValueError("root: expected one folder or more, got none")
+        folders = find_voc_folders([Path(root) for root in roots])
         self.image_set = image_set
+        # VOC2012 has no annotated test set: of several folders, those count that have the set.
+        used = [folder for folder in folders if folder.has(image_set)] or folders[:1]
+        self.roots = tuple(folder.root for folder in used)
         problems: list[Problem] = []
-        names = _image_names(self.root, image_set)
-        annotations = dict(self._read_annotations(names, problems))
+        names = [folder.names(image_set) for folder in used]
+        annotations = [
+            dict(folder.read_annotations(listed, problems))
+            for folder, listed in zip(used, names, strict=True)
+        ]
         if class_names is None:
-            others = sorted(_annotated(self.root) - set(names))
-            rest = dict(self._read_annotations(others, []))
-            self.class_names = _find_class_names([*annotations.values(), *rest.values()])
+            known = [entry for part in annotations for entry in part.values()]
+            listed = dict(zip(self.roots, names, strict=True))
+            self.class_names = _find_class_names([*known, *_read_rest(folders, listed)])
         else:
-            self.class_names = _check_class_names(class_names)
-        files = _image_files(self.root / "JPEGImages")
+            self.class_names = check_class_names(class_names)
         images = [
-            self._resolve(name, annotation, files, keep_difficult, problems)
-            for name, annotation in annotations.items()
+            self._resolve(folder, name, annotation, keep_difficult, problems)
+            for folder, part in zip(used, annotations, strict=True)
+            for name, annotation in part.items()
         ]
         self._images = [image for image in images if image is not None]
+        self._ignore_difficult = ignore_difficult
         self.problems = tuple(problems)
         self.paths = tuple(image.path for image in self._images)
-        if self.problems and invalid == "raise":
-            raise ValueError(f"{self.root}: {summary(self.problems)}")
-        if not self._images:
-            raise ValueError(
-                f"{self.root}: no image of the set {image_set!r} can be used. "
-                + (summary(self.problems) if problems else "The set lists none.")
-            )
-        if not self.class_names:
-            raise ValueError(f"{self.root}: no annotation names a class; pass class_names")
+        self._check(invalid)
 
     def __len__(self) -> int:
         """Number of images that can be used."""
@@ -126,7 +134,7 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
         Returns:
             image (3, H, W) uint8 RGB, and its target: boxes (n, 4) float32 corners in pixels,
-            labels (n,) int64 from 1, difficult (n,) bool.
+            labels (n,) int64 from 1, difficult and ignore (n,) bool.
 
         Raises:
             BrokenSample: the file no longer decodes.
@@ -138,34 +146,35 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             "labels": torch.tensor(image.labels, dtype=torch.int64),
             "difficult": torch.tensor(image.difficult, dtype=torch.bool),
         }
+        difficult = target["difficult"]
+        target["ignore"] = difficult.clone() if self._ignore_difficult else difficult & False
         return read_image(image.path, upright=image.upright), target
 
-    def _read_annotations(
-        self, names: Sequence[str], problems: list[Problem]
-    ) -> Iterator[tuple[str, Annotation]]:
-        for name in names:
-            path = self.root / "Annotations" / f"{name}.xml"
-            try:
-                if path.name != f"{name}.xml":
-                    raise AnnotationError("the image set lists a path, not a name")
-                yield name, read_annotation(path)
-            except AnnotationError as error:
-                problems.append(Problem(path, None, str(error)))
+    def _check(self, invalid: str) -> None:
+        """Raises ValueError for what leaves nothing to use, or for anything broken with "raise"."""
+        where = ", ".join(map(str, self.roots))
+        if self.problems and invalid == "raise":
+            raise ValueError(f"{where}: {summary(self.problems)}")
+        if not self._images:
+            raise ValueError(
+                f"{where}: no image of the set {self.image_set!r} can be used. "
+                + (summary(self.problems) if self.problems else "The set lists none.")
+            )
+        if not self.class_names:
+            raise ValueError(f"{where}: no annotation names a class; pass class_names")
 
     def _resolve(
         self,
+        folder: VOCFolder,
         name: str,
         annotation: Annotation,
-        files: dict[str, Path],
         keep_difficult: bool,
         problems: list[Problem],
     ) -> _Image | None:
         """Finds the image of an annotation, and the objects that can be used."""
-        # The kit goes by the annotation's name. <filename> is often stale, so it comes second, and
-        # only names in JPEGImages are known, so it cannot lead out of the folder.
-        path = files.get(name) or files.get(annotation.filename)
+        path = folder.image_path(name, annotation)
         if path is None:
-            missing = self.root / "JPEGImages" / f"{name}.jpg"
+            missing = folder.root / "JPEGImages" / f"{name}.jpg"
             problems.append(Problem(missing, None, "the image is missing"))
             return None
         try:
@@ -175,7 +184,7 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             return None
         upright = turned == annotation.size or stored != annotation.size
         width, height = turned if upright else stored
-        xml = self.root / "Annotations" / f"{name}.xml"
+        xml = folder.annotation_path(name)
         boxes, labels, difficult = [], [], []
         for number, item in enumerate(annotation.objects, 1):
             fault = item.fault(width, height, self.class_names)
@@ -188,75 +197,15 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return _Image(path, upright, tuple(boxes), tuple(labels), tuple(difficult))
 
 
-def _check_root(root: Path) -> Path:
-    """The folder, if it is laid out like VOC's."""
-    if not root.is_dir():
-        raise ValueError(f"{root}: there is no such folder")
-    missing = [name for name in ("Annotations", "JPEGImages") if not (root / name).is_dir()]
-    if missing:
-        deeper = [*root.glob("*/Annotations"), *root.glob("*/*/Annotations")]
-        inside = sorted(str(path.parent) for path in deeper if path.is_dir())
-        hint = f" Did you mean {' or '.join(inside)}?" if inside else ""
-        raise ValueError(
-            f"{root}: expected a VOC folder with Annotations and JPEGImages, but "
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.{hint}"
-        )
-    return root
-
-
-def _annotated(root: Path) -> set[str]:
-    """The names that have an annotation."""
-    return {path.stem for path in (root / "Annotations").glob("*.xml")}
-
-
-def _image_names(root: Path, image_set: str) -> list[str]:
-    """The names of a set, without suffix, each once."""
-    listed = root / "ImageSets" / "Main"
-    annotated = _annotated(root)
-    if image_set == "all" or not listed.is_dir():
-        names = sorted(annotated)
-        if not names:
-            raise ValueError(f"{root / 'Annotations'}: holds no .xml file")
-        fifth = set(names[_EVERY_FIFTH - 1 :: _EVERY_FIFTH])
-        if image_set in ("val", "test"):
-            return sorted(fifth)
-        if image_set == "train":
-            return [name for name in names if name not in fifth]
-        if image_set in ("trainval", "all"):
-            return names
-        known = "train, val, test, trainval, all (there is no ImageSets/Main)"
-    else:
-        sets = sorted(path.stem for path in listed.glob("*.txt"))
-        if image_set in sets:
-            text = (listed / f"{image_set}.txt").read_text(encoding="utf-8", errors="replace")
-            lines = [line.strip() for line in text.split("\n") if line.strip()]
-            # A name may hold spaces; else a second column is the flag of a class (cat_train.txt).
-            names = [line if line in annotated else line.split()[0] for line in lines]
-            return list(dict.fromkeys(names))
-        known = ", ".join([*sets, "all"])
-    raise ValueError(f"image_set: {root} has no set {image_set!r}, only {known}")
-
-
-def _image_files(folder: Path) -> dict[str, Path]:
-    """Every image of a folder, by its name with and without suffix."""
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES]
-    # Of a.jpg and a.png the name "a" means the one whose suffix comes first.
-    paths.sort(key=lambda p: (_IMAGE_SUFFIXES.index(p.suffix.lower()), p.name))
-    files = {path.name: path for path in paths}
-    for path in paths:
-        files.setdefault(path.stem, path)
-    return files
+def _read_rest(
+    folders: Sequence[VOCFolder], listed: Mapping[Path, Sequence[str]]
+) -> Iterator[Annotation]:
+    """What the annotations say that are not in the set."""
+    for folder in folders:
+        others = sorted(folder.annotated - set(listed.get(folder.root, ())))
+        yield from dict(folder.read_annotations(others, [])).values()
 
 
 def _find_class_names(annotations: Iterable[Annotation]) -> tuple[str, ...]:
     """The classes that annotations name, sorted."""
     return tuple(sorted({item.name for a in annotations for item in a.objects} - {""}))
-
-
-def _check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(class_names, str):
-        raise TypeError(f"class_names: expected a list of names, got the string {class_names!r}")
-    names = tuple(class_names)
-    if not names or len(set(names)) != len(names):
-        raise ValueError(f"class_names: expected one or more different names, got {names}")
-    return names

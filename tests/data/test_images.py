@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssd_fast.data import BrokenSample
 from ssd_fast.data.images import check_image, read_image
 
 Image = pytest.importorskip("PIL.Image", reason="needs the extra: pip install 'ssd_fast[train]'")
@@ -75,6 +76,33 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     assert tuple(upright.shape[1:]) == expected.size[::-1]
     assert [bool(v) for v in upright[0].flatten()] == [bool(v) for v in expected.tobytes()]
     assert read_image(path, upright=False).shape == (3, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "fault"),
+    [
+        ("F", 0.5, "its values are floats of no known scale"),
+        ("I", 70_000, "go from 70000 to 70000"),
+    ],
+)
+def test_values_of_no_known_scale_are_refused(
+    tmp_path: Path, mode: str, value: float, fault: str
+) -> None:
+    path = tmp_path / "image.tif"
+    Image.new(mode, (5, 4), value).save(path)
+    with pytest.raises(BrokenSample, match=f"{fault}.*; save it in 8 or 16 bits"):
+        read_image(path)
+
+
+def test_the_annotated_size_decides_which_way_is_up(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (5, 3)).save(path, exif=exif)
+    assert read_image(path, size=(3, 5)).shape == (3, 5, 3)
+    assert read_image(path, size=(5, 3)).shape == (3, 3, 5)
+    with pytest.raises(BrokenSample, match=r"is 3 x 5 pixels, its annotation says 4 x 5$"):
+        read_image(path, size=(4, 5))
 
 
 def test_a_bomb_is_an_error(tmp_path: Path) -> None:

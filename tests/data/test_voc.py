@@ -217,6 +217,49 @@ def test_sets_are_those_of_the_folder(good: VOCFolder) -> None:
         VOCDataset(good.root, "test")
 
 
+@pytest.fixture
+def kit(good: VOCFolder) -> Path:
+    """A VOCdevkit of two years: `good` with a test set, and a second one without."""
+    good.image("t.jpg")
+    good.xml("t", [("cat", (1, 1, 9, 9))])
+    good.listed("test", "t")
+    first = good.root.parent / "VOCdevkit" / "VOC2007"
+    shutil.copytree(good.root, first)
+    second = VOCFolder(first.parent / "VOC2012")
+    second.image("2012_1.jpg", colour="green")
+    second.xml("2012_1", [("bird", (1, 1, 9, 9)), ("cat", (1, 1, 1, 9))])
+    second.listed("train", "2012_1")
+    return first.parent
+
+
+def test_years_are_joined(kit: Path) -> None:
+    for root in (kit, kit.parent, [kit / "VOC2007", kit / "VOC2012"]):
+        dataset = VOCDataset(root)
+        assert dataset.roots == (kit / "VOC2007", kit / "VOC2012")
+        assert dataset.class_names == ("bird", "cat", "dog")
+        assert [path.name for path in dataset.paths] == ["a.jpg", "b.jpg", "2012_1.jpg"]
+        assert dataset[2][1]["labels"].tolist() == [1]
+        assert only_problem(dataset).startswith(f"{kit}/VOC2012/Annotations/2012_1.xml, object 2:")
+    assert VOCDataset(kit / "VOC2007").class_names == ("cat", "dog")
+    with pytest.raises(ValueError, match="root: expected one folder or more, got none"):
+        VOCDataset([])
+
+
+def test_of_several_years_those_count_that_have_the_set(kit: Path) -> None:
+    held_out = VOCDataset(kit, "test")
+    assert held_out.roots == (kit / "VOC2007",)
+    assert held_out.class_names == ("bird", "cat", "dog")
+    with pytest.raises(ValueError, match="VOC2007 has no set 'x', only test, train, all"):
+        VOCDataset(kit, "x")
+
+
+def test_difficult_objects_can_be_ignored(good: VOCFolder) -> None:
+    ignored = VOCDataset(good.root, ignore_difficult=True)[0][1]
+    assert ignored["ignore"].tolist() == ignored["difficult"].tolist() == [True, False]
+    used = VOCDataset(good.root)[0][1]
+    assert used["ignore"].tolist() == [False, False]
+
+
 def test_without_sets_every_fifth_image_is_held_out(folder: VOCFolder) -> None:
     shutil.rmtree(folder.root / "ImageSets")
     for i in range(11):

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: BSD-3-Clause
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssd_fast.data import BrokenSample, COCODataset
+
+Image = pytest.importorskip("PIL.Image", reason="needs the extra: pip install 'ssd_fast[train]'")
+
+CATEGORIES = [{"id": 3, "name": "traffic light"}, {"id": 90, "name": "dog"}]
+
+
+def box(number: int, image: int, *values: float, **more: Any) -> dict[str, Any]:
+    """An annotation of a dog."""
+    return {"id": number, "image_id": image, "category_id": 90, "bbox": list(values)} | more
+
+
+def image(number: int, name: str, size: tuple[int, int] | None = (60, 40)) -> dict[str, Any]:
+    entry = {"id": number, "file_name": name}
+    return entry if size is None else entry | {"width": size[0], "height": size[1]}
+
+
+class COCOFolder:
+    """Two images of 60 x 40 pixels in `train2017`, to break in one place at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.file = root / "annotations" / "instances_train2017.json"
+        self.images = [image(7, "a.jpg"), image(5, "b.jpg")]
+        self.annotations = [
+            box(1, 5, 10, 20, 30, 10, area=150.5, iscrowd=0),
+            box(2, 7, 0, 0, 60, 40, iscrowd=1),
+            box(3, 5, 1.5, 2, 3, 4, category_id=3),
+        ]
+        self.categories = CATEGORIES
+        for folder in ("annotations", "train2017"):
+            (root / folder).mkdir(parents=True)
+        self.picture("a.jpg")
+        self.picture("b.jpg")
+
+    def picture(self, name: str, size: tuple[int, int] = (60, 40), **options: Any) -> Path:
+        path = self.root / "train2017" / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", size, "red").save(path, **options)
+        return path
+
+    def write(self) -> None:
+        content = {name: getattr(self, name) for name in ("images", "annotations", "categories")}
+        self.file.write_text(json.dumps(content))
+
+    def open(self, **options: Any) -> COCODataset:
+        self.write()
+        return COCODataset(self.root, **options)
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> COCOFolder:
+    return COCOFolder(tmp_path / "coco")
+
+
+def test_reads_images_boxes_labels_and_ids(coco: COCOFolder) -> None:
+    dataset = coco.open()
+    assert len(dataset) == 2
+    assert dataset.problems == ()
+    assert dataset.class_names == ("traffic light", "dog")
+    assert dataset.category_ids == (3, 90)
+    assert dataset.image_ids == (7, 5)
+    assert [path.name for path in dataset.paths] == ["a.jpg", "b.jpg"]
+    pixels, target = dataset[1]
+    assert pixels.shape == (3, 40, 60)
+    assert pixels.dtype == torch.uint8
+    assert target["boxes"].tolist() == [[10, 20, 40, 30], [1.5, 2, 4.5, 6]]
+    assert target["labels"].tolist() == [2, 1]
+    assert target["area"].tolist() == [150.5, 12]
+    assert target["ignore"].tolist() == target["difficult"].tolist() == [False, False]
+    dtypes = [target[name].dtype for name in ("boxes", "labels", "ignore")]
+    assert dtypes == [torch.float32, torch.int64, torch.bool]
+    target["boxes"].zero_()
+    assert dataset[-1][1]["boxes"].sum() > 0
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_is_what_pycocotools_reads(coco: COCOFolder) -> None:
+    peer = pytest.importorskip("pycocotools.coco", reason="needs pycocotools")
+    dataset = coco.open()
+    api = peer.COCO(str(coco.file))
+    assert sorted(dataset.image_ids) == sorted(api.getImgIds())
+    assert list(dataset.category_ids) == api.getCatIds()
+    for i, number in enumerate(dataset.image_ids):
+        rows = api.loadAnns(api.getAnnIds(number))
+        _, target = dataset[i]
+        sides = target["boxes"][:, 2:] - target["boxes"][:, :2]
+        boxes = torch.cat([target["boxes"][:, :2], sides], dim=1)
+        assert boxes.tolist() == [row["bbox"] for row in rows]
+        labels = [dataset.category_ids[label - 1] for label in target["labels"]]
+        assert labels == [row["category_id"] for row in rows]
+        assert target["ignore"].tolist() == [bool(row.get("iscrowd")) for row in rows]
+
+
+def test_crowds_are_marked_or_left_out(coco: COCOFolder) -> None:
+    target = coco.open()[0][1]
+    assert target["ignore"].tolist() == target["difficult"].tolist() == [True]
+    assert coco.open(crowd="drop")[0][1]["boxes"].shape == (0, 4)
+    with pytest.raises(ValueError, match="crowd: expected ignore or drop, got 'x'"):
+        coco.open(crowd="x")
+
+
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        (box(9, 5, 5, 5, 0, 20), "the box has no area: x 5, y 5, width 0, height 20, in b.jpg"),
+        (box(9, 5, 9, 5, -4, 20), "the box is inverted: x 9, y 5, width -4, height 20, in b.jpg"),
+        (box(9, 5, 70, 5, 8, 8), "the box lies outside the image of 60 x 40 pixels: x 70, y 5, "),
+        (box(9, 5, 5, 5, float("nan"), 8), "the box has no four numbers: x 5, y 5, width missing"),
+        (box(9, 5, 5, 5, 10**400, 8), "the box has no four numbers: x 5, y 5, width missing"),
+        (box(9, 5, 5, 5, 8), "the box has no four numbers: x missing"),
+        (box(9, 5, 1, 1, 2, 2, category_id=4), "its category_id 4 is none of the file's"),
+        (box(9, 5, 1, 1, 2, 2, category_id=[4]), "its category_id [4] is none of the file's"),
+        (box(9, 6, 1, 1, 2, 2), "there is no image with its image_id 6"),
+        (box(9, 5, 1, 1, 2, 2, image_id=None), "there is no image with its image_id None"),
+        (box(1, 5, 1, 1, 2, 2), "its id belongs to an object before it"),
+        ("x", "number 4: expected an object of JSON"),
+    ],
+)
+def test_a_broken_object_is_left_out_and_named(coco: COCOFolder, broken: Any, fault: str) -> None:
+    coco.annotations.append(broken)
+    dataset = coco.open()
+    assert [len(dataset[i][1]["boxes"]) for i in range(2)] == [1, 2]
+    (problem,) = dataset.problems
+    assert fault in str(problem)
+    assert problem.file == coco.file
+    if isinstance(broken, dict):
+        assert problem.object == broken["id"]
+    with pytest.raises(ValueError, match="object"):
+        coco.open(invalid="raise")
+
+
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        (image(5, "c.jpg"), "image number 3, c.jpg: its id 5 belongs to one before it"),
+        (image(8, "c.jpg"), "c.jpg: the image is missing"),
+        (image(8, "../secret.jpg"), "the file name '../secret.jpg' leads out of "),
+        (image(8, "d/../../../secret.jpg"), "leads out of "),
+        (image(8, "..\\secret.jpg"), "the file name '../secret.jpg' leads out of "),
+        (image(8, "/etc/secret.jpg"), "the file name '/etc/secret.jpg' leads out of "),
+        (image(8, "C:\\secret.jpg"), "the file name 'C:/secret.jpg' leads out of "),
+        (image(8, ""), "image number 3: expected an id and a file_name"),
+        ({"file_name": "c.jpg"}, "image number 3: expected an id and a file_name"),
+        (None, "image number 3: expected an id and a file_name"),
+    ],
+)
+def test_a_broken_image_is_left_out_and_named(coco: COCOFolder, broken: Any, fault: str) -> None:
+    shutil.copy(coco.picture("a.jpg"), coco.root / "secret.jpg")
+    coco.images.append(broken)
+    dataset = coco.open()
+    assert [path.name for path in dataset.paths] == ["a.jpg", "b.jpg"]
+    (problem,) = dataset.problems
+    assert fault in str(problem)
+    assert problem.object is None
+
+
+def test_boxes_are_clipped_to_the_image(coco: COCOFolder) -> None:
+    coco.annotations.append(box(9, 7, -5, 30.5, 20, 70))
+    assert coco.open()[0][1]["boxes"].tolist()[1] == [0, 30.5, 15, 40]
+
+
+def test_an_image_without_objects_stays(coco: COCOFolder) -> None:
+    coco.picture("c.jpg")
+    coco.images.append(image(8, "c.jpg"))
+    target = coco.open()[2][1]
+    assert target["boxes"].shape == (0, 4)
+    assert target["labels"].shape == target["ignore"].shape == (0,)
+    coco.annotations.clear()
+    assert [len(coco.open()[i][1]["labels"]) for i in range(3)] == [0, 0, 0]
+
+
+def test_images_in_subfolders_and_without_a_stated_size(coco: COCOFolder) -> None:
+    coco.picture("deep/c.jpg", (30, 20))
+    coco.images.append(image(8, "deep\\c.jpg", None))
+    coco.annotations.append(box(9, 8, 10, 10, 90, 90))
+    assert coco.open()[2][1]["boxes"].tolist() == [[10, 10, 30, 20]]
+
+
+def test_a_file_that_breaks_or_has_another_size_is_named_on_access(coco: COCOFolder) -> None:
+    coco.images[0] = image(7, "a.jpg", (40, 30))
+    torn = coco.root / "train2017" / "b.jpg"
+    torn.write_bytes(torn.read_bytes()[:500])
+    dataset = coco.open()
+    with pytest.raises(BrokenSample, match=r"a.jpg: the image is 60 x 40 pixels, its annotation"):
+        dataset[0]
+    with pytest.raises(BrokenSample, match="the image does not decode") as caught:
+        dataset[1]
+    assert caught.value.path == torn
+
+
+def test_exif_orientation_follows_the_annotated_size(coco: COCOFolder) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the stored image lies on its side
+    for name in ("a.jpg", "b.jpg"):
+        coco.picture(name, exif=exif)
+    coco.images = [image(7, "a.jpg", (40, 60)), image(5, "b.jpg", (60, 40))]
+    dataset = coco.open()
+    assert [dataset[i][0].shape for i in range(2)] == [(3, 60, 40), (3, 40, 60)]
+
+
+def test_a_category_that_only_groups_others_is_no_class(coco: COCOFolder) -> None:
+    coco.categories = [
+        {"id": 0, "name": "things", "supercategory": "none"},
+        {"id": 3, "name": "traffic light", "supercategory": "things"},
+        {"id": 90, "name": "dog", "supercategory": "dog"},
+    ]
+    assert coco.open().category_ids == (3, 90)
+    coco.annotations[2]["category_id"] = 0
+    assert coco.open().class_names == ("things", "traffic light", "dog")
+
+
+def test_class_names_can_be_given(coco: COCOFolder) -> None:
+    dataset = coco.open(class_names=["dog", "bird"])
+    assert dataset.category_ids == (90, -1)
+    assert dataset[1][1]["labels"].tolist() == [1]
+    assert "the class 'traffic light' is none of bird, dog" in str(dataset.problems[0])
+    for names in ([], ["dog", "dog"]):
+        with pytest.raises(ValueError, match="class_names: expected one or more different"):
+            coco.open(class_names=names)
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_any_number_of_classes(coco: COCOFolder, count: int) -> None:
+    coco.categories = [{"id": 2 * i, "name": f"class {i}"} for i in range(count, 0, -1)]
+    coco.annotations = [box(1, 5, 1, 1, 5, 5, category_id=2 * count)]
+    dataset = coco.open()
+    assert dataset.class_names == tuple(f"class {i}" for i in range(1, count + 1))
+    assert dataset[1][1]["labels"].tolist() == [count]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "asked"),
+    [
+        ("annotations/instances_val2017.json", "val2017", "val"),
+        ("annotations/instances_val2017.json", "images/val2017", "val2017"),
+        ("annotations/instances_val.json", "images", "val"),
+        ("annotations/instances_default.json", "images", "all"),
+        ("valid/_annotations.coco.json", "valid", "val"),
+        ("_annotations.coco.json", ".", "trainval"),
+        ("result.json", "images", "all"),
+        ("val.json", "val", "val"),
+    ],
+)
+def test_layouts(tmp_path: Path, coco: COCOFolder, name: str, folder: str, asked: str) -> None:
+    coco.write()
+    root = tmp_path / "other"
+    (root / name).parent.mkdir(parents=True)
+    shutil.copy(coco.file, root / name)
+    shutil.copytree(coco.root / "train2017", root / folder, dirs_exist_ok=True)
+    dataset = COCODataset(root, asked)
+    assert dataset.annotations == root / name
+    assert [path.parent for path in dataset.paths] == [root / folder] * 2
+    assert len(COCODataset(root / folder, annotations=root / name)) == 2
+
+
+def test_one_file_is_split(coco: COCOFolder) -> None:
+    coco.file = coco.root / "annotations.json"
+    coco.images = [image(i, f"{i}.jpg") for i in (9, 8, 7, 6, 5)]
+    for i in range(5, 10):
+        coco.picture(f"{i}.jpg")
+    shutil.move(coco.root / "train2017", coco.root / "images")
+    sets = {name: coco.open(image_set=name).image_ids for name in ("train", "val", "test", "all")}
+    assert sets == {"train": (8, 7, 6, 5), "val": (9,), "test": (9,), "all": (9, 8, 7, 6, 5)}
+    with pytest.raises(ValueError, match=r"image_set: expected one of train, val, .* got 'x'"):
+        coco.open(image_set="x")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", "the file does not parse as JSON"),
+        ("[" * 100_000, "the file does not parse as JSON"),
+        ("[]", "found no list of images"),
+        ('{"images": {}}', "found no list of images"),
+        ('{"images": [], "annotations": 3}', "annotations: expected a list, got int"),
+        ('{"images": []}', "no image can be used. It lists none"),
+        ('{"images": [], "categories": [3]}', "category number 1: expected an object of JSON"),
+        ('{"images": [], "categories": [{"id": "a"}]}', "id: expected an integer, got 'a'"),
+        ('{"images": [], "categories": [{"id": 1, "name": " "}]}', "name: expected a name"),
+    ],
+)
+def test_a_file_that_is_no_annotation_is_an_error(
+    coco: COCOFolder, content: str, fault: str
+) -> None:
+    coco.file.write_text(content)
+    with pytest.raises(ValueError, match=r"instances_train2017\.json") as caught:
+        COCODataset(coco.root)
+    assert fault in str(caught.value)
+
+
+def test_categories_that_cannot_be_told_apart_are_an_error(coco: COCOFolder) -> None:
+    coco.categories = [*CATEGORIES, {"id": 91, "name": "dog"}]
+    with pytest.raises(ValueError, match="the categories 90 and 91 are both named 'dog'"):
+        coco.open()
+    coco.categories = [*CATEGORIES, {"id": 90, "name": "cat"}]
+    with pytest.raises(ValueError, match="number 3: the id 90 belongs to 'dog' before it"):
+        coco.open()
+    coco.categories = []
+    coco.annotations = []
+    with pytest.raises(ValueError, match="it names no class; pass class_names"):
+        coco.open()
+
+
+def test_a_folder_of_another_layout_is_an_error(tmp_path: Path, coco: COCOFolder) -> None:
+    with pytest.raises(ValueError, match="nowhere: there is no such folder"):
+        COCODataset(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="found no annotations in COCO's format"):
+        COCODataset(tmp_path)
+    with pytest.raises(ValueError, match="has no set 'val', only train2017"):
+        coco.open(image_set="val")
+    with pytest.raises(ValueError, match=r"none\.json: there is no such file"):
+        COCODataset(coco.root, annotations=tmp_path / "none.json")
+    with pytest.raises(ValueError, match="the file cannot be read"):
+        COCODataset(coco.root, annotations=tmp_path)
+
+
+def test_it_travels_to_worker_processes(coco: COCOFolder) -> None:
+    dataset = pickle.loads(pickle.dumps(coco.open()))
+    assert dataset[1][1]["labels"].tolist() == [2, 1]
