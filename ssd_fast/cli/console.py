@@ -46,6 +46,14 @@ class Console:
         table.add_row("mean", str(objects), *means)
         self.rich.print(table)
         self.say(f"mAP@0.5:0.95 {_fraction(evaluation.mean)}")
+        coco = evaluation.coco
+        if coco is not None:
+            for name, values in (
+                ("AP small, medium, large", (coco.ap_small, coco.ap_medium, coco.ap_large)),
+                ("AR of 1, 10, 100 detections", (coco.ar_1, coco.ar_10, coco.ar_100)),
+                ("AR small, medium, large", (coco.ar_small, coco.ar_medium, coco.ar_large)),
+            ):
+                self.say(f"{name}: {'  '.join(map(_fraction, values))}")
 
 
 class TrainingProgress:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from ssd_fast.cli.console import Console
     from ssd_fast.engine.batches import DetectionDataset
-    from ssd_fast.engine.evaluation import Evaluation
+    from ssd_fast.engine.evaluation import Evaluation, Metric
     from ssd_fast.engine.precision import Precision
     from ssd_fast.models.ssd import SSD
 
@@ -32,6 +32,8 @@ class Evaluate:
     """Images at a time."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the model; auto is bfloat16 where the hardware multiplies it."""
+    metric: Literal["voc", "voc07", "coco"] = "voc"
+    """Whose rules: VOC's since 2010 (area under the curve), of 2007 (eleven points), or COCO's."""
     json: Path | None = None
     """Also write the numbers to this file."""
 
@@ -40,6 +42,8 @@ class Evaluate:
         from ssd_fast.cli.extras import require
 
         require("evaluation", "rich", "PIL", "defusedxml", "safetensors")
+        if self.metric == "coco":
+            require("COCO's average precision", "faster_coco_eval")
         import torch
 
         from ssd_fast.cli.console import Console
@@ -69,7 +73,9 @@ class Evaluate:
         tell_problems(problems, image_set, console)
         precision = choose_precision(device, self.precision)
         console.say(f"{len(dataset)} images of {image_set}, on {device.type} in {precision}")
-        evaluation = evaluate_shown(model, dataset, precision, console, batch_size=self.batch_size)
+        evaluation = evaluate_shown(
+            model, dataset, precision, console, batch_size=self.batch_size, metric=self.metric
+        )
         console.show_average_precision(evaluation)
         self._write(evaluation)
         print(f"mAP@0.5 {evaluation.at_50.mean:.3f}", flush=True)
@@ -89,6 +95,7 @@ def evaluate_shown(
     console: Console,
     *,
     batch_size: int = 16,
+    metric: Metric = "voc",
 ) -> Evaluation:
     """Evaluates with a progress bar.
 
@@ -98,6 +105,7 @@ def evaluate_shown(
         precision: arithmetic of the model.
         console: where the bar goes.
         batch_size: images at a time.
+        metric: whose rules.
 
     Returns:
         The evaluation.
@@ -118,4 +126,4 @@ def evaluate_shown(
     for some_detections, some_targets in found:
         detections += some_detections
         targets += some_targets
-    return score_detections(detections, targets, dataset.class_names)
+    return score_detections(detections, targets, dataset.class_names, metric=metric)

@@ -5,21 +5,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ssd_fast.engine.average_precision import (
     AveragePrecision,
-    average_precision,
+    Method,
+    average_precisions,
     mean_average_precision,
 )
 from ssd_fast.engine.batches import DetectionDataset
+from ssd_fast.engine.coco_evaluation import COCOEvaluation, evaluate_coco
 from ssd_fast.engine.precision import Precision
 from ssd_fast.models.ssd import SSD
 
-__all__ = ["Evaluation", "detect_dataset", "detect_images", "score_detections"]
+__all__ = ["Evaluation", "Metric", "detect_dataset", "detect_images", "score_detections"]
+
+Metric: TypeAlias = Literal["voc", "voc07", "coco"]
+
+_METHODS: dict[Metric, Method] = {"voc": "area", "voc07": "voc07", "coco": "coco"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Evaluation:
         at_75: at IoU 0.75.
         mean: over IoU 0.5, 0.55, ..., 0.95 and classes.
         images: how many were evaluated.
+        metric: whose rules `at_50` and `at_75` follow; `mean` is COCO's always.
+        coco: all that COCO reports, where the metric is COCO's.
     """
 
     class_names: tuple[str, ...]
@@ -39,10 +47,14 @@ class Evaluation:
     at_75: AveragePrecision
     mean: float
     images: int
+    metric: Metric = "voc"
+    coco: COCOEvaluation | None = None
 
     def metrics(self) -> dict[str, Any]:
         """The numbers, as JSON has them: a class without objects is null."""
+        coco = {} if self.coco is None else {"coco": self.coco.metrics()}
         return {
+            "metric": self.metric,
             "map_50": _number(self.at_50.mean),
             "map_75": _number(self.at_75.mean),
             "map": _number(self.mean),
@@ -51,6 +63,7 @@ class Evaluation:
                 for name, value in zip(self.class_names, self.at_50.per_class.tolist(), strict=True)
             },
             "images": self.images,
+            **coco,
         }
 
 
@@ -101,22 +114,41 @@ def score_detections(
     detections: Sequence[dict[str, Tensor]],
     targets: Sequence[dict[str, Tensor]],
     class_names: tuple[str, ...],
+    *,
+    metric: Metric = "voc",
 ) -> Evaluation:
     """Average precision of detections.
 
     Args:
         detections: one dict an image: boxes, scores, labels.
-        targets: one dict an image: boxes in the same unit, labels, difficult.
+        targets: one dict an image: boxes in the same unit, labels, and what `average_precision`
+            takes beside them.
         class_names: label i + 1 is `class_names[i]`.
+        metric: "voc" (area under the curve), "voc07" (eleven points) or "coco".
 
     Returns:
         The evaluation.
+
+    Raises:
+        ModuleNotFoundError: the metric is COCO's and faster-coco-eval is missing; names the
+            `pip install`.
+        ValueError: another metric, or as for `average_precision`.
     """
+    if metric not in _METHODS:
+        raise ValueError(f"metric: expected {', '.join(_METHODS)}, got {metric!r}")
     num_classes = len(class_names) + 1
-    at_50 = average_precision(detections, targets, num_classes=num_classes, iou_threshold=0.5)
-    at_75 = average_precision(detections, targets, num_classes=num_classes, iou_threshold=0.75)
+    at_50, at_75 = average_precisions(
+        detections,
+        targets,
+        num_classes=num_classes,
+        iou_thresholds=(0.5, 0.75),
+        method=_METHODS[metric],
+    )
+    if metric == "coco":
+        coco = evaluate_coco(detections, targets, num_classes=num_classes)
+        return Evaluation(class_names, at_50, at_75, coco.ap, len(targets), metric, coco)
     mean = mean_average_precision(detections, targets, num_classes=num_classes)
-    return Evaluation(class_names, at_50, at_75, mean, len(targets))
+    return Evaluation(class_names, at_50, at_75, mean, len(targets), metric)
 
 
 def _number(value: float) -> float | None:

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""COCO's numbers are pycocotools', with crowds, sizes, ties and broken boxes."""
+
+import contextlib
+import io
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssd_fast.engine.average_precision import average_precision, average_precisions
+from ssd_fast.engine.coco_evaluation import COCOEvaluation, evaluate_coco
+from ssd_fast.engine.evaluation import score_detections
+
+Rows = dict[str, Tensor]
+CLASSES = 3
+SMALL, MEDIUM, LARGE = (0, 32**2), (32**2, 96**2), (96**2, 1e10)
+
+
+def random_case(seed: int, images: int = 8) -> tuple[list[Rows], list[Rows]]:
+    """Objects of all sizes, crowds and difficult ones; detections near and far, tied scores."""
+    g = torch.Generator().manual_seed(seed)
+    detections, targets = [], []
+    for _ in range(images):
+        n = int(torch.randint(0, 9, (), generator=g))
+        corner = torch.randint(0, 300, (n, 2), generator=g)
+        side = 2.0 ** (3 + 5 * torch.rand(n, 2, generator=g))
+        boxes = torch.cat([corner, corner + side.round()], 1)
+        labels = torch.randint(1, CLASSES + 1, (n,), generator=g)
+        kind = torch.rand(n, generator=g)
+        area = boxes[:, 2:].sub(boxes[:, :2]).prod(1) * torch.where(kind > 0.5, 0.6, 1.0)
+        targets.append(
+            {"boxes": boxes, "labels": labels, "iscrowd": kind < 0.15, "area": area}
+            | ({"difficult": kind > 0.9} if seed % 3 == 0 else {})
+        )
+        d = 4 * n + 1 if n else 2
+        near = torch.randint(0, n, (d,), generator=g) if n else None
+        base = boxes[near] if near is not None else torch.tensor([[5.0, 5, 60, 60]]).repeat(d, 1)
+        shift = (torch.rand(d, 4, generator=g) - 0.5) * 12
+        kinds = torch.randint(1, CLASSES + 1, (d,), generator=g)
+        same = torch.rand(d, generator=g) < 0.7
+        found = torch.where(same, labels[near], kinds) if near is not None else kinds
+        moved = base + shift.round()
+        moved[:, 2:] = torch.maximum(moved[:, 2:], moved[:, :2] + 1)
+        scores = torch.randint(1, 40, (d,), generator=g) / 40
+        detections.append({"boxes": moved, "labels": found, "scores": scores})
+    return detections, targets
+
+
+def pycocotools_evaluation(detections: list[Rows], targets: list[Rows]) -> Any:
+    """COCOeval, given the same as annotations and results."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    def xywh(boxes: Tensor) -> list[list[float]]:
+        return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).double().tolist()
+
+    truth: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for image, (d, t) in enumerate(zip(detections, targets, strict=True)):
+        crowd = t["iscrowd"] | t.get("difficult", torch.zeros_like(t["iscrowd"]))
+        columns = (xywh(t["boxes"]), t["labels"].tolist(), t["area"].tolist(), crowd.tolist())
+        for box, label, area, many in zip(*columns, strict=True):
+            truth.append(
+                {"id": len(truth) + 1, "image_id": image, "category_id": label, "bbox": box}
+                | {"area": area, "iscrowd": int(many)}
+            )
+        for box, label, score in zip(
+            xywh(d["boxes"]), d["labels"].tolist(), d["scores"].tolist(), strict=True
+        ):
+            results.append({"image_id": image, "category_id": label, "bbox": box, "score": score})
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": image} for image in range(len(targets))],
+        "annotations": truth,
+        "categories": [{"id": label} for label in range(1, CLASSES + 1)],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def numbers(evaluation: COCOEvaluation) -> list[float]:
+    names = ("ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large")
+    recalls = ("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")
+    return [getattr(evaluation, name) for name in (*names, *recalls)]
+
+
+def test_equals_pycocotools(full_count: Callable[[int, int], int]):
+    pytest.importorskip("pycocotools", reason="needs pycocotools")
+    pytest.importorskip("faster_coco_eval", reason="needs faster-coco-eval")
+    for seed in range(full_count(12, 200)):
+        detections, targets = random_case(seed)
+        ours = evaluate_coco(detections, targets, num_classes=CLASSES + 1)
+        theirs = pycocotools_evaluation(detections, targets)
+        expected = [float(v) if v >= 0 else math.nan for v in theirs.stats]
+        assert numbers(ours) == pytest.approx(expected, abs=1e-6, nan_ok=True), seed
+        by_class = theirs.eval["precision"][:, :, :, 0, -1].reshape(-1, CLASSES).mean(0)
+        by_class[by_class < 0] = math.nan
+        assert ours.per_class.tolist() == pytest.approx(by_class, abs=1e-6, nan_ok=True)
+
+
+def test_our_own_rule_is_the_same(full_count: Callable[[int, int], int]):
+    """The curves of a report are drawn by it, and sizes are told apart."""
+    pytest.importorskip("faster_coco_eval", reason="needs faster-coco-eval")
+    for seed in range(full_count(6, 200)):
+        detections, targets = random_case(seed)
+        coco = evaluate_coco(detections, targets, num_classes=CLASSES + 1)
+        options: dict[str, Any] = {"num_classes": CLASSES + 1, "method": "coco"}
+        thresholds = [0.5 + 0.05 * i for i in range(10)]
+        for area, expected in (
+            (None, coco.ap),
+            (SMALL, coco.ap_small),
+            (MEDIUM, coco.ap_medium),
+            (LARGE, coco.ap_large),
+        ):
+            results = average_precisions(
+                detections, targets, iou_thresholds=thresholds, area_range=area, **options
+            )
+            mean = sum(result.mean for result in results) / len(results)
+            assert mean == pytest.approx(expected, abs=1e-9, nan_ok=True), (seed, area)
+
+
+def test_a_crowd_takes_many_and_misses_none():
+    box = torch.tensor([[0.0, 0, 100, 100], [200, 200, 240, 240]])
+    target = {"boxes": box, "labels": torch.ones(2).long(), "ignore": torch.tensor([True, False])}
+    inside = torch.tensor([[5.0, 5, 20, 20], [50, 50, 70, 70], [200, 200, 240, 240]])
+    found = {
+        "boxes": inside,
+        "labels": torch.ones(3).long(),
+        "scores": torch.tensor([0.9, 0.8, 0.1]),
+    }
+    for method in ("area", "voc07", "coco"):
+        result = average_precision([found], [target], num_classes=2, method=method)
+        assert result.mean == pytest.approx(1.0)
+        assert result.curves[0].num_objects == 1
+    outside = found | {"boxes": inside + torch.tensor([60.0, 60, 60, 60])}
+    result = average_precision([outside], [target], num_classes=2)
+    assert result.curves[0].scores.tolist() == pytest.approx([0.8, 0.1])
+
+
+def test_nothing_found_nothing_there_and_broken_boxes():
+    pytest.importorskip("faster_coco_eval", reason="needs faster-coco-eval")
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "scores": torch.zeros(0)}
+    truth = {"boxes": torch.tensor([[0.0, 0, 50, 50]]), "labels": torch.tensor([1])}
+    broken = {
+        "boxes": torch.tensor([[math.nan, 0, 50, 50], [40, 40, 0, 0], [0, 0, math.inf, 9]]),
+        "labels": torch.ones(3).long(),
+        "scores": torch.tensor([0.9, 0.8, 0.7]),
+    }
+    assert math.isnan(evaluate_coco([broken], [empty], num_classes=2).ap)
+    assert math.isnan(evaluate_coco([], [], num_classes=2).ar_100)
+    assert evaluate_coco([empty], [truth], num_classes=2).ap == 0.0
+    nothing = evaluate_coco([broken], [truth], num_classes=2)
+    assert nothing.ap == 0.0
+    assert math.isnan(nothing.ap_small)
+    assert nothing.metrics()["ap_small"] is None
+
+
+def test_scores_by_coco_carry_its_numbers():
+    pytest.importorskip("faster_coco_eval", reason="needs faster-coco-eval")
+    detections, targets = random_case(1)
+    evaluation = score_detections(detections, targets, ("a", "b", "c"), metric="coco")
+    assert evaluation.coco is not None
+    assert evaluation.at_50.mean == pytest.approx(evaluation.coco.ap_50, abs=1e-9)
+    assert evaluation.metrics()["coco"]["ap_75"] == pytest.approx(evaluation.at_75.mean, abs=1e-5)
+    assert evaluation.mean == evaluation.coco.ap
+
+
+def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    detections, targets = random_case(1)
+    with pytest.raises(ModuleNotFoundError, match=r"faster_coco_eval: pip install 'ssd_fast\[tr"):
+        score_detections(detections, targets, ("a", "b", "c"), metric="coco")
+    assert score_detections(detections, targets, ("a", "b", "c"), metric="voc07").at_50.mean > 0
