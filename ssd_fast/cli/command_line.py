@@ -63,6 +63,7 @@ def _parse(arguments: Sequence[str]) -> _Command:
     import tyro
 
     from ssd_fast.cli.bench import Bench
+    from ssd_fast.cli.check import Check
     from ssd_fast.cli.demo import Demo
     from ssd_fast.cli.evaluate import Evaluate
     from ssd_fast.cli.export import Export
@@ -72,6 +73,7 @@ def _parse(arguments: Sequence[str]) -> _Command:
     subcommand = tyro.conf.subcommand
     command: _Command = tyro.cli(
         Annotated[Demo, subcommand("demo")]
+        | Annotated[Check, subcommand("check")]
         | Annotated[Train, subcommand("train")]
         | Annotated[Evaluate, subcommand("eval")]
         | Annotated[Predict, subcommand("predict")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ssd_fast.cli.console import Console
 
@@ -13,58 +13,124 @@ if TYPE_CHECKING:
     from ssd_fast.data import Problem
     from ssd_fast.engine.batches import DetectionDataset
 
-__all__ = ["check_class_names", "open_dataset", "pick_image_set", "tell_problems"]
+__all__ = [
+    "Folders",
+    "check_class_names",
+    "find_folders",
+    "open_dataset",
+    "pick_image_set",
+    "tell_problems",
+]
 
 SHAPES_TRAINING, SHAPES_HELD_OUT = 4000, 200
 _SHOWN = 20
+_FORMS = "a folder in VOC or COCO layout, several in VOC layout with commas between, or shapes"
+
+
+class Folders(NamedTuple):
+    """Where the images are.
+
+    Attributes:
+        layout: "voc" or "coco".
+        roots: the folders, one for "coco".
+    """
+
+    layout: Literal["voc", "coco"]
+    roots: tuple[Path, ...]
+
+
+def find_folders(data: str | Sequence[str]) -> Folders | None:
+    """The folders that an argument names.
+
+    Args:
+        data: a folder, "voc:FOLDER" or "coco:FOLDER" to say which layout, several folders in VOC
+            layout with commas between or as a sequence, or "shapes".
+
+    Returns:
+        The folders; None for "shapes", the generated scenes.
+
+    Raises:
+        ValueError: a folder is missing, or its layout is unknown.
+    """
+    from ssd_fast.data.layout import find_layout
+
+    parts = [data] if isinstance(data, str) else list(data)
+    if parts == ["shapes"]:
+        return None
+    if not any(parts):
+        raise ValueError(f"--data is missing: {_FORMS}")
+    kind, _, rest = parts[0].partition(":")
+    layout: Literal["voc", "coco"] | None = "voc" if kind == "voc" else None
+    layout = "coco" if kind == "coco" else layout
+    if layout is not None:
+        parts[0] = rest
+    roots = tuple(folder for part in parts for folder in _split(part))
+    if not roots:
+        raise ValueError(f"--data: expected a folder after {kind}:, got {data!r}")
+    missing = next((root for root in roots if not root.is_dir()), None)
+    if missing is not None:
+        raise ValueError(f"--data: {missing}: there is no such folder; expected {_FORMS}")
+    layout = layout or find_layout(roots)
+    if layout == "coco" and len(roots) > 1:
+        raise ValueError(f"--data: expected one folder in COCO layout, got {len(roots)}")
+    return Folders(layout, roots)
 
 
 def open_dataset(
-    data: str, image_set: str, class_names: Sequence[str] | None = None
+    data: str | Sequence[str], image_set: str, class_names: Sequence[str] | None = None
 ) -> tuple[DetectionDataset, tuple[Problem, ...]]:
     """Opens a dataset.
 
     Args:
-        data: "voc:PATH", or "shapes" for generated scenes.
-        image_set: of a VOC folder; of the scenes, "train" or any other name for the held-out ones.
+        data: as for `find_folders`.
+        image_set: of a folder; of the scenes, "train" or any other name for the held-out ones.
         class_names: the classes a model knows; None takes those of the data.
 
     Returns:
         The dataset, and what was left out of it.
 
     Raises:
-        ValueError: `data` is neither, or the folder is not in VOC layout.
+        ValueError: `data` names no folder in a known layout, or the folder has no such set.
     """
-    from ssd_fast.data import ShapesDataset, VOCDataset
+    from ssd_fast.data import COCODataset, ShapesDataset, VOCDataset
 
-    kind, _, path = data.partition(":")
-    if kind == "voc" and path:
-        dataset = VOCDataset(Path(path).expanduser(), image_set, class_names=class_names)
-        return dataset, dataset.problems
-    if data == "shapes":
+    folders = find_folders(data)
+    if folders is None:
         training = image_set == "train"
         length = SHAPES_TRAINING if training else SHAPES_HELD_OUT
         return ShapesDataset(length, seed=0 if training else 1), ()
-    if not data:
-        raise ValueError("--data is missing: voc:PATH for a folder in VOC layout, or shapes")
-    raise ValueError(f"--data: expected voc:PATH or shapes, got {data!r}")
+    if folders.layout == "coco":
+        coco = COCODataset(folders.roots[0], image_set, class_names=class_names)
+        return coco, coco.problems
+    voc = VOCDataset(folders.roots, image_set, class_names=class_names)
+    return voc, voc.problems
 
 
-def pick_image_set(data: str, wanted: str, *, among: Sequence[str]) -> str:
+def pick_image_set(data: str | Sequence[str], wanted: str, *, among: Sequence[str]) -> str:
     """The set to evaluate on.
 
     Args:
-        data: as for `open_dataset`.
+        data: as for `find_folders`.
         wanted: a set by name, or "" for the first of `among` that the folder has.
         among: names in order of preference.
 
     Returns:
         A name.
+
+    Raises:
+        ValueError: as `find_folders`.
     """
-    lists = Path(data.partition(":")[2]).expanduser() / "ImageSets" / "Main"
-    if wanted or not data.startswith("voc:") or not lists.is_dir():
+    from ssd_fast.data.coco_layout import find_sets, pick_set
+    from ssd_fast.data.voc_folder import find_voc_folders
+
+    folders = None if wanted else find_folders(data)
+    if folders is None:
         return wanted or among[0]
-    return next((name for name in among if (lists / f"{name}.txt").is_file()), among[0])
+    if folders.layout == "coco":
+        sets = find_sets(folders.roots[0])
+        return next((name for name in among if pick_set(sets, name) is not None), among[0])
+    years = find_voc_folders(folders.roots)
+    return next((name for name in among if any(year.has(name) for year in years)), among[0])
 
 
 def check_class_names(known: Sequence[str], data: Sequence[str], weights: str) -> None:
@@ -101,7 +167,15 @@ def tell_problems(problems: Sequence[Problem], image_set: str, console: Console)
     for problem in problems[:_SHOWN]:
         console.say(f"  {problem}")
     if len(problems) > _SHOWN:
-        console.say(f"  and {len(problems) - _SHOWN} more")
+        console.say(f"  and {len(problems) - _SHOWN} more; ssd-fast check lists all")
+
+
+def _split(text: str) -> list[Path]:
+    """The folders of a list with commas between, unless there is one folder of that very name."""
+    whole = Path(text).expanduser()
+    if not text or whole.is_dir():
+        return [whole] if text else []
+    return [Path(part).expanduser() for part in text.split(",") if part]
 
 
 def _count(number: int, noun: str) -> str:

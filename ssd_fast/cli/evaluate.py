@@ -25,7 +25,7 @@ class Evaluate:
     weights: Path
     """File that `train` or `demo` wrote."""
     data: str
-    """voc:PATH for a folder in VOC layout, or shapes for generated scenes."""
+    """A folder in VOC or COCO layout, VOC2007,VOC2012 for both, or shapes for generated scenes."""
     image_set: str = ""
     """Which set of the folder; by default test, or else val."""
     batch_size: int = 16

@@ -29,7 +29,7 @@ class Train:
     """Trains an SSD300 on a folder of images and boxes; Ctrl-C saves, --resume goes on."""
 
     data: str = ""
-    """voc:PATH for a folder in VOC layout, or shapes for generated scenes."""
+    """A folder in VOC or COCO layout, VOC2007,VOC2012 for both, or shapes for generated scenes."""
     output: Path = Path("ssd-fast-train")
     """Folder for weights.safetensors, checkpoint.pt, log.jsonl, metrics.json and training.png."""
     resume: bool = False

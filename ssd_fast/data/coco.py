@@ -147,17 +147,26 @@ class COCODataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             BrokenSample: the file does not decode, or is not of the annotated size.
             IndexError: there is no such image.
         """
-        path, size = self.paths[index], self._sizes[index]
+        return read_image(self.paths[index], size=self._sizes[index]), self.target(index)
+
+    def target(self, index: int) -> dict[str, Tensor]:
+        """The target of an image alone, without reading the pixels.
+
+        Args:
+            index: from `-len(self)` to `len(self) - 1`.
+
+        Returns:
+            What `dataset[index][1]` is.
+        """
         position = index % len(self)
         rows = slice(self._offsets[position], self._offsets[position + 1])
-        target = {
+        return {
             "boxes": self._boxes[rows].clone(),
             "labels": self._labels[rows].clone(),
             "difficult": self._crowd[rows].clone(),
             "ignore": self._crowd[rows].clone(),
             "area": self._area[rows].clone(),
         }
-        return read_image(path, size=size), target
 
     def _resolve(
         self,

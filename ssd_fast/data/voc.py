@@ -141,6 +141,18 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             IndexError: there is no such image.
         """
         image = self._images[index]
+        return read_image(image.path, upright=image.upright), self.target(index)
+
+    def target(self, index: int) -> dict[str, Tensor]:
+        """The target of an image alone, without reading the pixels.
+
+        Args:
+            index: as above.
+
+        Returns:
+            What `dataset[index][1]` is.
+        """
+        image = self._images[index]
         target = {
             "boxes": torch.tensor(image.boxes, dtype=torch.float32).reshape(-1, 4),
             "labels": torch.tensor(image.labels, dtype=torch.int64),
@@ -148,7 +160,7 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         }
         difficult = target["difficult"]
         target["ignore"] = difficult.clone() if self._ignore_difficult else difficult & False
-        return read_image(image.path, upright=image.upright), target
+        return target
 
     def _check(self, invalid: str) -> None:
         """Raises ValueError for what leaves nothing to use, or for anything broken with "raise"."""

@@ -16,6 +16,7 @@ pytest.importorskip("tyro", reason="needs the train extra")
 import ssd_fast as package
 from ssd_fast.cli import main
 from ssd_fast.cli.bench import Bench
+from ssd_fast.cli.check import Check
 from ssd_fast.cli.demo import Demo
 from ssd_fast.cli.evaluate import Evaluate
 from ssd_fast.cli.export import Export
@@ -40,11 +41,11 @@ def test_help_names_every_command(arguments: list[str], capsys: pytest.CaptureFi
         main(arguments)
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    for command in ("demo", "train", "eval", "predict", "export", "bench", "info"):
+    for command in ("demo", "check", "train", "eval", "predict", "export", "bench", "info"):
         assert f"• {command} " in out
 
 
-@pytest.mark.parametrize("command", [Demo, Train, Evaluate, Predict, Export, Bench])
+@pytest.mark.parametrize("command", [Demo, Check, Train, Evaluate, Predict, Export, Bench])
 def test_every_option_has_help(command: type):
     source = inspect.getsource(command)
     for field in dataclasses.fields(command):

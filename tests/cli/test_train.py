@@ -162,8 +162,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     ("arguments", "message"),
     [
         ([], "--data is missing"),
-        (["--data", "coco:x"], "--data: expected voc:PATH or shapes, got 'coco:x'"),
-        (["--data", "voc:"], "--data: expected voc:PATH or shapes"),
+        (["--data", "coco:x"], "--data: x: there is no such folder"),
+        (["--data", "voc:"], "--data: expected a folder after voc:"),
         (["--data", "voc:/no/such/folder"], "/no/such/folder: there is no such folder"),
         (["--data", "shapes", "--steps", "0"], "steps: 0 is out of range"),
         (["--data", "shapes", "--epochs", "0"], "--epochs: expected more than 0"),

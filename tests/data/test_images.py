@@ -110,9 +110,11 @@ def test_a_bomb_is_an_error(tmp_path: Path) -> None:
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
     crc = struct.pack(">I", zlib.crc32(chunk))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(header)) + chunk + crc)
-    with pytest.raises(ValueError, match=f"{path}: the image does not decode"):
-        check_image(path)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(header)) + chunk + crc
+    path.write_bytes(start + struct.pack(">I", 4) + b"IDAT")
+    for read in (check_image, read_image):
+        with pytest.raises(BrokenSample, match=r"does not decode: Image size .* exceeds limit"):
+            read(path)
 
 
 def test_a_folder_and_nothing_are_errors(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: BSD-3-Clause
+import json
+from pathlib import Path
+
+import pytest
+
+from ssd_fast.cli.datasets import Folders, find_folders, open_dataset, pick_image_set
+from ssd_fast.data import COCODataset, ShapesDataset, VOCDataset
+
+from .conftest import write_voc
+
+for _module in ("PIL", "defusedxml", "rich"):
+    pytest.importorskip(_module, reason="needs the extra: pip install 'ssd_fast[train]'")
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """Two empty images in a folder in COCO layout."""
+    from PIL import Image
+
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    for name in ("train2017", "val2017"):
+        (root / name).mkdir()
+        Image.new("RGB", (20, 20)).save(root / name / "a.png")
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 20}],
+            "annotations": [],
+            "categories": [{"id": 7, "name": "fox"}],
+        }
+        (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
+    return root
+
+
+def test_one_argument_opens_every_kind(coco: Path, voc: Path) -> None:
+    assert isinstance(open_dataset("shapes", "train")[0], ShapesDataset)
+    for data in (str(coco), f"coco:{coco}", [str(coco)]):
+        dataset, problems = open_dataset(data, "train")
+        assert isinstance(dataset, COCODataset)
+        assert problems == ()
+        assert dataset.class_names == ("fox",)
+    for data in (str(voc), f"voc:{voc}", [str(voc)]):
+        dataset, problems = open_dataset(data, "train")
+        assert isinstance(dataset, VOCDataset)
+        assert len(problems) == 1
+
+
+def test_several_folders_are_joined(voc: Path, tmp_path: Path) -> None:
+    other = write_voc(tmp_path / "other", {"train": 3})
+    for data in (f"{voc},{other}", f"voc:{voc},{other}", [str(voc), str(other)]):
+        assert find_folders(data) == Folders("voc", (voc, other))
+        assert len(open_dataset(data, "train")[0]) == 7
+    assert pick_image_set(f"{voc},{other}", "", among=("val", "train")) == "val"
+    assert pick_image_set(str(other), "", among=("val", "train")) == "train"
+
+
+def test_the_set_to_evaluate_on(coco: Path) -> None:
+    assert pick_image_set(str(coco), "", among=("test", "val")) == "val"
+    assert pick_image_set(str(coco), "x", among=("test", "val")) == "x"
+    assert pick_image_set("shapes", "", among=("test", "val")) == "test"
+
+
+def test_two_layouts_in_one_folder_are_not_guessed(coco: Path) -> None:
+    for name in ("Annotations", "JPEGImages"):
+        (coco / name).mkdir(exist_ok=True)
+    if not (coco / "Annotations").samefile(coco / "annotations"):
+        with pytest.raises(ValueError, match="of VOC and of COCO; say which to take"):
+            find_folders(str(coco))
+    assert find_folders(f"coco:{coco}") == Folders("coco", (coco,))
