@@ -19,7 +19,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
 """Of the largest element, against float32 sums of the same numbers. Sums of up to nine bfloat16
 products are rounded to bfloat16 once a term."""
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-OPTIONS = (1.0, (0.1, 0.1, 0.2, 0.2), 0, 0)
+OPTIONS = (0, 1.0, (0.1, 0.1, 0.2, 0.2), 0.0, 0, 0)
 """beta, variances, background_index, normalizer"""
 
 
@@ -98,11 +98,12 @@ def backward_arguments(
     ]
     targets = case.priors, *case.objects
     _, _, num_positives, code = torch.ops.ssd_fast.multibox_loss.default(
-        *maps, *targets, 0.5, None, False, 0, 3.0, 0, *OPTIONS
+        *maps, *targets, None, None, 0.5, None, False, 0, 0.5, 3.0, 0, *OPTIONS
     )
     one = torch.ones(())
     wanted = [True] * (5 * len(cells))
-    return [one, one, features, *weights, *maps, *targets, code, num_positives, wanted, *OPTIONS]
+    saved = *targets, code, num_positives, wanted, None
+    return [one, one, features, *weights, *maps, *saved, *OPTIONS]
 
 
 def as_float32(argument: Any) -> Any:

@@ -10,7 +10,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "assignment.h"
 #include "box.h"
+#include "box_losses.h"
 #include "instruction_set.h"
 #include "match.h"
 #include "mine.h"
@@ -25,8 +27,10 @@ enum class Normalizer : int64_t { kPositives = 0, kImage = 1, kNone = 2 };
 
 // What forward and backward need of the options.
 struct RowOptions {
+  BoxLoss box_loss;
   double beta;
   double variances[4];
+  ClassOptions classes;
   int64_t background;
 };
 
@@ -49,6 +53,8 @@ struct ImageLoss {
 struct ForwardJob {
   LossInputs inputs;
   MatchOptions matching;
+  GivenMatches given;                     // used instead of matching, if there are any
+  std::optional<float> ignore_threshold;  // of a prior's share in a region to ignore
   float ratio;
   int64_t min_negatives;
   const PriorBlocks& blocks;
@@ -182,17 +188,28 @@ class MultiBoxImage {
     softmax_.resize(inputs.logits.channels);
     matcher_.reset(job.blocks, job.matching, scratch);
     ImageLoss loss;
-    loss.positives = matcher_.match(
-        inputs.objects.boxes + 4 * range.begin, range.count,
-        [&](int64_t n) {
-          return labels[n] >= 0 && labels[n] < inputs.logits.channels &&
-                 labels[n] != inputs.options.background;
-        },
-        inputs.P, code);
+    const float* boxes = inputs.objects.boxes + 4 * range.begin;
+    const auto has_class = [&](int64_t n) {
+      return labels[n] >= 0 && labels[n] < inputs.logits.channels &&
+             labels[n] != inputs.options.background;
+    };
+    if (job.given.any()) {
+      loss.positives = take_matches(
+          job.given, image * inputs.P, inputs.P, range.count,
+          [&](int64_t n) { return is_valid(box_at(boxes, n)) && has_class(n); }, code);
+    } else {
+      loss.positives = matcher_.match(boxes, range.count, has_class, inputs.P, code);
+    }
+    if (job.ignore_threshold) {
+      for (int64_t n = 0; n < range.count; ++n) {
+        const Box region = box_at(boxes, n);
+        if (labels[n] != kIgnoreLabel || !is_valid(region)) continue;
+        ignore_inside(region, job.blocks, *job.ignore_threshold, inputs.P, code);
+      }
+    }
     const auto prepare = [&](const SelectedRow& selected) { prefetch(inputs, image, selected); };
     visit_selected(inputs, code, image, prepare, [&](const SelectedRow& selected) {
-      load_softmax(inputs.logits, image, selected);
-      loss.classes += softmax_.cross_entropy();
+      loss.classes += class_loss(inputs, image, selected);
       loss.box += box_loss(inputs, image, selected);
     });
     loss.classes += mine(job, image, loss.positives, code, scratch);
@@ -215,7 +232,7 @@ class MultiBoxImage {
       visit_dtype(inputs.logits.dtype, [&](auto* type) {
         auto* out = static_cast<decltype(type)>(level.data);
         softmax_.write_gradient(out + level.offset(image, selected.row), level.channel_stride,
-                                selected.target, job.class_scales[image]);
+                                selected.target, inputs.options.classes, job.class_scales[image]);
       });
       if (selected.object >= 0) box_gradient(job, image, selected);
     });
@@ -260,13 +277,29 @@ class MultiBoxImage {
   // Cross-entropy of a row with the background as its target: log1p of its key.
   double negative_loss(const LossInputs& inputs, int64_t image, int64_t prior, float key) {
     constexpr float kLarge = 1e17f;  // about where the softmax shifts its exponents
-    if (key < kLarge) return std::log1p(double{key});
+    const ClassOptions& options = inputs.options.classes;
+    if (key < kLarge && options.smoothing == 0) {
+      return options.weight(inputs.options.background) * std::log1p(double{key});
+    }
     int64_t row = prior;
     size_t l = 0;
     while (row >= inputs.logits.levels[l].rows) row -= inputs.logits.levels[l++].rows;
-    load_softmax(inputs.logits, image,
-                 {&inputs.logits.levels[l], l, row, prior, -1, inputs.options.background});
-    return softmax_.cross_entropy();
+    return class_loss(inputs, image,
+                      {&inputs.logits.levels[l], l, row, prior, -1, inputs.options.background});
+  }
+
+  double class_loss(const LossInputs& inputs, int64_t image, const SelectedRow& selected) {
+    load_softmax(inputs.logits, image, selected);
+    const ClassOptions& options = inputs.options.classes;
+    double loss = options.weight(selected.target) * softmax_.cross_entropy();
+    if (options.smoothing == 0) return loss;
+    const Level& level = *selected.level;
+    visit_dtype(inputs.logits.dtype, [&](auto* type) {
+      const auto* data = static_cast<const std::remove_pointer_t<decltype(type)>*>(level.data);
+      loss = softmax_.smoothed(loss, data + level.offset(image, selected.row), level.channel_stride,
+                               selected.target, options);
+    });
+    return loss;
   }
 
   static void rough_keys(const LossInputs& inputs, int64_t image, float* keys) {
@@ -314,39 +347,58 @@ class MultiBoxImage {
     });
   }
 
-  // Difference of a row's deltas to the box it is matched to.
-  static void residuals(const LossInputs& inputs, int64_t image, const SelectedRow& selected,
-                        double* out) {
-    const Level& level = inputs.deltas.levels[selected.level_index];
+  // A row's deltas, its prior and the box it is matched to.
+  struct BoxRow {
     float deltas[4];
-    visit_dtype(inputs.deltas.dtype, [&](auto* type) {
-      const auto* data = static_cast<const std::remove_pointer_t<decltype(type)>*>(level.data);
-      load_row(data + level.offset(image, selected.row), level.channel_stride, 4, deltas);
-    });
-    encode(box_at(inputs.objects.boxes, selected.object), box_at(inputs.priors, selected.prior),
-           inputs.options.variances, out);
-    for (int k = 0; k < 4; ++k) out[k] = deltas[k] - out[k];
-  }
+    Box prior, target;
+
+    BoxRow(const LossInputs& inputs, int64_t image, const SelectedRow& selected)
+        : prior(box_at(inputs.priors, selected.prior)),
+          target(box_at(inputs.objects.boxes, selected.object)) {
+      const Level& level = inputs.deltas.levels[selected.level_index];
+      visit_dtype(inputs.deltas.dtype, [&](auto* type) {
+        const auto* data = static_cast<const std::remove_pointer_t<decltype(type)>*>(level.data);
+        load_row(data + level.offset(image, selected.row), level.channel_stride, 4, deltas);
+      });
+    }
+
+    // Difference of the deltas to the encoded box.
+    void residuals(const double* variances, double* out) const {
+      encode(target, prior, variances, out);
+      for (int k = 0; k < 4; ++k) out[k] = deltas[k] - out[k];
+    }
+  };
 
   static double box_loss(const LossInputs& inputs, int64_t image, const SelectedRow& selected) {
+    const BoxRow row(inputs, image, selected);
+    const RowOptions& options = inputs.options;
+    if (options.box_loss != BoxLoss::kSmoothL1) {
+      return iou_loss(options.box_loss, row.deltas, row.prior, row.target, options.variances);
+    }
     double residual[4];
-    residuals(inputs, image, selected, residual);
+    row.residuals(options.variances, residual);
     double sum = 0;
-    for (double r : residual) sum += smooth_l1(r, inputs.options.beta);
+    for (double r : residual) sum += smooth_l1(r, options.beta);
     return sum;
   }
 
   static void box_gradient(const BackwardJob& job, int64_t image, const SelectedRow& selected) {
-    double residual[4];
-    residuals(job.inputs, image, selected, residual);
+    const BoxRow row(job.inputs, image, selected);
+    const RowOptions& options = job.inputs.options;
+    double slope[4];
+    if (options.box_loss != BoxLoss::kSmoothL1) {
+      iou_loss_slope(options.box_loss, row.deltas, row.prior, row.target, options.variances, slope);
+    } else {
+      row.residuals(options.variances, slope);
+      for (double& r : slope) r = smooth_l1_slope(r, options.beta);
+    }
     const Level& gradient = job.grad_deltas.levels[selected.level_index];
     visit_dtype(job.inputs.deltas.dtype, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       T* out = static_cast<T*>(gradient.data) + gradient.offset(image, selected.row);
       for (int k = 0; k < 4; ++k) {
-        const double slope = smooth_l1_slope(residual[k], job.inputs.options.beta);
         out[k * gradient.channel_stride] =
-            from_float<T>(static_cast<float>(slope * job.box_scales[image]));
+            from_float<T>(static_cast<float>(slope[k] * job.box_scales[image]));
       }
     });
   }

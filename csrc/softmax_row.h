@@ -13,6 +13,22 @@
 #include "rows.h"
 #include "simd.h"
 
+namespace ssd_fast {
+
+// How the cross-entropy counts the classes, as in ssd_fast/cross_entropy.py.
+struct ClassOptions {
+  const float* weights;  // (C,), or null for 1
+  double smoothing;
+  double weight_sum;  // of all classes
+
+  double weight(int64_t c) const { return weights ? weights[c] : 1; }
+
+  // What each class has of the smoothing.
+  double share(int64_t classes) const { return smoothing / static_cast<double>(classes); }
+};
+
+}  // namespace ssd_fast
+
 namespace ssd_fast::SSD_FAST_ISA {
 
 // Exponentials of one row relative to its target: ratios[c] = exp(x_c - x_target - shift), 0 for
@@ -59,6 +75,39 @@ class SoftmaxRow {
     if (shift_ == 0) return std::log1p(others_);
     if (std::isinf(shift_)) return shift_;
     return shift_ + std::log(others_ + std::exp(-shift_));
+  }
+
+  // `weighted`, the target's weight times the cross-entropy, with the smoothing of the labels.
+  template <typename T>
+  double smoothed(double weighted, const T* logits, int64_t channel_stride, int64_t target,
+                  const ClassOptions& options) const {
+    const double reference = to_float(logits[target * channel_stride]);
+    const double entropy = cross_entropy();
+    double sum = 0;
+    for (int64_t c = 0; c < classes_; ++c) {
+      const double difference = to_float(logits[c * channel_stride]) - reference;
+      sum += options.weight(c) * (entropy - difference);
+    }
+    return (1 - options.smoothing) * weighted + options.share(classes_) * sum;
+  }
+
+  // The derivatives of the loss with weights and smoothing, times `scale`.
+  template <typename T>
+  void write_gradient(T* gradient, int64_t channel_stride, int64_t target,
+                      const ClassOptions& options, double scale) const {
+    const double weight = options.weight(target);
+    if (options.smoothing == 0) {
+      return write_gradient(gradient, channel_stride, target, weight * scale);
+    }
+    const double share = options.share(classes_);
+    const double all = (1 - options.smoothing) * weight + share * options.weight_sum;
+    const double factor = all / (others_ + (shift_ == 0 ? 1 : std::exp(-shift_)));
+    for (int64_t c = 0; c < classes_; ++c) {
+      const double slope = factor * ratios_[c] - share * options.weight(c);
+      gradient[c * channel_stride] = from_float<T>(static_cast<float>(slope * scale));
+    }
+    const double slope = share * (options.weight_sum - weight) - factor * others_;
+    gradient[target * channel_stride] = from_float<T>(static_cast<float>(slope * scale));
   }
 
   // softmax - one_hot, times `scale`. The target's entry comes from the others: 1 - p would cancel.

@@ -190,14 +190,19 @@ def launch_multibox_loss(
     boxes: Tensor,
     labels: Tensor,
     offsets: Tensor,
+    matches: Tensor | None,
+    class_weights: Tensor | None,
     iou_threshold: float,
     low_threshold: float | None,
     strict: bool,
     assign: int,
+    ignore_threshold: float | None,
     ratio: float,
     min_negatives: int,
+    box_loss: int,
     beta: float,
     variances: Sequence[float],
+    label_smoothing: float,
     background_index: int,
     normalizer: int,
     block: int | None = None,
@@ -209,13 +214,18 @@ def launch_multibox_loss(
     Args and results are those of ``ssd_fast::multibox_loss``; ``block``, ``selection_block`` and
     ``match_block`` are rows a program.
     """
+    if matches is not None or class_weights is not None or box_loss != 0 or label_smoothing != 0:
+        raise NotImplementedError(
+            "multibox_loss: matches, class_weights, box_loss and label_smoothing have no GPU "
+            "kernel yet"
+        )
     levels, inner = level_views(deltas, logits)
     B, P = deltas[0].size(0), priors.size(0)
     C = count_classes(deltas, logits)
-    box_loss, class_loss = priors.new_empty(()), priors.new_empty(())
+    box_sum, class_loss = priors.new_empty(()), priors.new_empty(())
     if B == 0 or P == 0:
         zero = priors.new_zeros((B,), dtype=torch.int64)
-        return box_loss.zero_(), class_loss.zero_(), zero, zero.new_empty((B, P), dtype=torch.int32)
+        return box_sum.zero_(), class_loss.zero_(), zero, zero.new_empty((B, P), dtype=torch.int32)
     priors, boxes, labels, offsets = (x.contiguous() for x in (priors, boxes, labels, offsets))
     code = launch_match(
         priors, boxes, offsets, iou_threshold, low_threshold, strict, assign,
@@ -263,11 +273,11 @@ def launch_multibox_loss(
     _sum_kernel[(1,)](
         image_loss,
         num_positives,
-        box_loss,
+        box_sum,
         class_loss,
         B,
         NORMALIZER=normalizer,
         BLOCK_B=IMAGES,
         enable_fp_fusion=True,
     )
-    return box_loss, class_loss, num_positives, code
+    return box_sum, class_loss, num_positives, code

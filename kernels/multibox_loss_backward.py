@@ -144,8 +144,11 @@ def launch_multibox_loss_backward(
     offsets: Tensor,
     code: Tensor,
     num_positives: Tensor,
+    class_weights: Tensor | None,
+    box_loss: int,
     beta: float,
     variances: Sequence[float],
+    label_smoothing: float,
     background_index: int,
     normalizer: int,
     block: int | None = None,
@@ -154,6 +157,10 @@ def launch_multibox_loss_backward(
 
     Args and results are those of ``ssd_fast::multibox_loss_backward``; ``block`` is rows a program.
     """
+    if class_weights is not None or box_loss != 0 or label_smoothing != 0:
+        raise NotImplementedError(
+            "multibox_loss: class_weights, box_loss and label_smoothing have no GPU kernel yet"
+        )
     grad_deltas = [torch.empty_like(x) for x in deltas]
     grad_logits = [torch.empty_like(x) for x in logits]
     B, P, C = deltas[0].size(0), priors.size(0), count_classes(deltas, logits)

@@ -10,12 +10,15 @@ import itertools
 import torch
 from torch import Tensor
 
-from ssd_fast.boxes import box_area, box_iou
+from ssd_fast.boxes import box_area, box_iof, box_iou
 
 __all__ = [
     "BACKGROUND",
     "HARD_NEGATIVE",
     "IGNORED",
+    "IGNORE_LABEL",
+    "checked_matches",
+    "ignore_regions",
     "match_batch",
     "match_image",
     "mine_batch",
@@ -26,6 +29,9 @@ __all__ = [
 BACKGROUND = -1
 IGNORED = -2
 HARD_NEGATIVE = -3
+
+IGNORE_LABEL = -1
+"""Label of an object that is a region to ignore: a crowd, or one too difficult to train on."""
 
 
 def round_to_float32(value: float) -> float:
@@ -152,6 +158,58 @@ def _claim_bipartite(iou: Tensor, matched: Tensor) -> None:
         matched[prior] = n
         iou[prior, :] = 0
         iou[:, n] = 0
+
+
+def checked_matches(matches: Tensor, offsets: Tensor, valid: Tensor) -> Tensor:
+    """Matches that were made elsewhere, as far as they fit the objects.
+
+    Args:
+        matches: (B, P) int32 or int64, the object of each prior within its image, -1 background,
+            -2 ignored.
+        offsets: (B + 1,) int64; image i owns rows ``offsets[i]:offsets[i + 1]``, clamped to
+            [0, N].
+        valid: (N,) bool, the objects that may match.
+
+    Returns:
+        (B, P) int32; a number that fits no valid object of its image has become ignored.
+    """
+    rows = offsets.clamp(0, valid.size(0)).unsqueeze(1)
+    fits = (matches >= 0) & (matches < rows[1:] - rows[:-1])
+    row = (matches + rows[:-1]).where(fits, 0)
+    # One more, that is no object, so that there is a row 0 to look at.
+    fits &= torch.nn.functional.pad(valid, (0, 1))[row]
+    known = fits | (matches == BACKGROUND)
+    return matches.where(known, IGNORED).to(torch.int32)
+
+
+def ignore_regions(
+    matched: Tensor,
+    priors: Tensor,
+    boxes: Tensor,
+    offsets: Tensor,
+    regions: Tensor,
+    threshold: float,
+) -> Tensor:
+    """Takes from the background what lies in a region to ignore (a crowd, a difficult object).
+
+    Args:
+        matched: (B, P) int32, as `match_batch` returns it.
+        priors: (P, 4) corners.
+        boxes: (N, 4) corners of all images.
+        offsets: (B + 1,) int64, see `match_batch`.
+        regions: (N,) bool, the boxes that are such regions.
+        threshold: least share of a prior's area inside one region, rounded to float32.
+
+    Returns:
+        (B, P) int32: -2, ignored, where a background prior reaches the threshold.
+    """
+    rows = offsets.clamp(0, boxes.size(0)).tolist()
+    result = matched.clone()
+    for image, (begin, end) in enumerate(itertools.pairwise(rows)):
+        inside = box_iof(priors, boxes[begin:end][regions[begin:end]])
+        inside = (inside >= round_to_float32(threshold)).any(dim=1)
+        result[image, inside & (matched[image] == BACKGROUND)] = IGNORED
+    return result
 
 
 def mine_batch(loss: Tensor, match: Tensor, *, ratio: float, min_negatives: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = [
     "MAX_LOG_SCALE",
     "box_area",
+    "box_iof",
     "box_iou",
     "decode_boxes",
     "encode_boxes",
@@ -51,13 +52,36 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (P, N) overlaps.
     """
+    inter = _intersection(a, b)
+    union = box_area(a).unsqueeze(-1) + box_area(b).unsqueeze(-2) - inter
+    return torch.where(inter > 0, inter / union, torch.zeros_like(inter))
+
+
+def box_iof(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over foreground: the share of every box of ``a`` inside every box of ``b``.
+
+    ``inter / area_a``, with the intersection of `box_iou`: what COCO's evaluation compares with
+    crowds (pycocotools, ``iou`` with ``iscrowd``); pairs that do not overlap have 0.
+
+    Args:
+        a: (P, 4) corners.
+        b: (N, 4) corners.
+
+    Returns:
+        (P, N) shares.
+    """
+    inter = _intersection(a, b)
+    share = inter / box_area(a).unsqueeze(-1)
+    return torch.where(inter > 0, share, torch.zeros_like(inter))
+
+
+def _intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Area that every box of ``a`` (P, 4) shares with every box of ``b`` (N, 4), (P, N)."""
     ax1, ay1, ax2, ay2 = a.unsqueeze(-2).unbind(-1)
     bx1, by1, bx2, by2 = b.unsqueeze(-3).unbind(-1)
     width = torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)
     height = torch.minimum(ay2, by2) - torch.maximum(ay1, by1)
-    inter = width.clamp(min=0) * height.clamp(min=0)
-    union = box_area(a).unsqueeze(-1) + box_area(b).unsqueeze(-2) - inter
-    return torch.where(inter > 0, inter / union, torch.zeros_like(inter))
+    return width.clamp(min=0) * height.clamp(min=0)
 
 
 def four_variances(variances: Sequence[float]) -> tuple[float, float, float, float]:

@@ -176,7 +176,7 @@ if __name__ == "__main__":
         ({"assign": "first"}, "assign: expected one of"),
         ({"beta": -1.0}, "beta: expected"),
         ({"variances": (0.1,)}, "variances: expected 2 or 4"),
-        ({"background_index": -1}, "background_index: expected"),
+        ({"ratio": -1.0}, "ratio: expected"),
         ({"low_threshold": 0.7, "normalizer": "world"}, "low_threshold: expected"),
     ],
 )

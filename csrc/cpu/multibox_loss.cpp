@@ -33,12 +33,59 @@ struct HeldObjects {
   }
 };
 
-RowOptions row_options(double beta, const std::vector<double>& variances, int64_t background,
-                       int64_t classes) {
-  STD_TORCH_CHECK(variances.size() == 4, "variances: expected 4 numbers");
-  STD_TORCH_CHECK(background >= 0 && background < classes,
-                  "background_index: expected a class, got ", background);
-  return {beta, {variances[0], variances[1], variances[2], variances[3]}, background};
+// (B, P) int32 or int64, contiguous, with their memory kept alive; or none.
+struct HeldMatches {
+  std::optional<Tensor> matches;
+
+  HeldMatches(const std::optional<Tensor>& given, int64_t batch, int64_t priors) {
+    if (!given) return;
+    STD_TORCH_CHECK(
+        given->dim() == 2 && given->size(0) == batch && given->size(1) == priors &&
+            given->is_cpu() &&
+            (given->scalar_type() == ScalarType::Int || given->scalar_type() == ScalarType::Long),
+        "matches: expected (B, P) int32 or int64 on the CPU");
+    matches = as_contiguous(*given);
+  }
+
+  GivenMatches view() const {
+    if (!matches) return {nullptr, nullptr};
+    if (matches->scalar_type() == ScalarType::Long) return {nullptr, int64_data(*matches)};
+    return {static_cast<const int32_t*>(matches->data_ptr()), nullptr};
+  }
+};
+
+// The options that forward and backward share, with the weights' memory kept alive.
+struct HeldOptions {
+  std::optional<Tensor> weights;
+  RowOptions view;
+
+  HeldOptions(const std::optional<Tensor>& class_weights, int64_t box_loss, double beta,
+              const std::vector<double>& variances, double smoothing, int64_t background,
+              int64_t classes)
+      : view{} {
+    STD_TORCH_CHECK(variances.size() == 4, "variances: expected 4 numbers");
+    STD_TORCH_CHECK(background >= 0 && background < classes,
+                    "background_index: expected a class, got ", background);
+    view.box_loss = static_cast<BoxLoss>(box_loss);
+    view.beta = beta;
+    std::copy(variances.begin(), variances.end(), view.variances);
+    view.classes = {nullptr, smoothing, static_cast<double>(classes)};
+    view.background = background;
+    if (!class_weights) return;
+    STD_TORCH_CHECK(class_weights->dim() == 1 && class_weights->size(0) == classes &&
+                        class_weights->scalar_type() == ScalarType::Float &&
+                        class_weights->is_cpu(),
+                    "class_weights: expected ", classes, " float32 on the CPU");
+    weights = as_contiguous(*class_weights);
+    view.classes.weights = float_data(*weights);
+    view.classes.weight_sum = 0;
+    for (int64_t c = 0; c < classes; ++c) view.classes.weight_sum += view.classes.weights[c];
+  }
+};
+
+std::optional<float> as_float(std::optional<double> value) {
+  if (!value) return std::nullopt;
+  return static_cast<float>(*value);
 }
 
 int64_t total(const int64_t* counts, int64_t n) {
@@ -87,18 +134,21 @@ const float* rough_keys_in_chunks(const LossInputs& inputs, int64_t batch) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
     const std::vector<Tensor>& deltas, const std::vector<Tensor>& logits, const Tensor& priors_in,
-    const Tensor& boxes, const Tensor& labels, const Tensor& offsets, double iou_threshold,
-    std::optional<double> low_threshold, bool strict, int64_t assign, double ratio,
-    int64_t min_negatives, double beta, const std::vector<double>& variances,
-    int64_t background_index, int64_t normalizer) {
+    const Tensor& boxes, const Tensor& labels, const Tensor& offsets,
+    const std::optional<Tensor>& matches, const std::optional<Tensor>& class_weights,
+    double iou_threshold, std::optional<double> low_threshold, bool strict, int64_t assign,
+    std::optional<double> ignore_threshold, double ratio, int64_t min_negatives,
+    int64_t box_loss_kind, double beta, const std::vector<double>& variances,
+    double label_smoothing, int64_t background_index, int64_t normalizer) {
   const Tensor priors = contiguous_boxes(priors_in, "priors");
   const HeadRows heads = head_rows(deltas, logits, priors);
   const int64_t B = heads.batch, P = heads.priors;
   const HeldObjects held(boxes, labels, offsets, B);
-  const LossInputs inputs{
-      heads.deltas,       heads.logits,
-      float_data(priors), P,
-      held.view(),        row_options(beta, variances, background_index, heads.classes)};
+  const HeldMatches given(matches, B, P);
+  const HeldOptions options(class_weights, box_loss_kind, beta, variances, label_smoothing,
+                            background_index, heads.classes);
+  const LossInputs inputs{heads.deltas, heads.logits, float_data(priors), P,
+                          held.view(),  options.view};
   Tensor code = empty_tensor({B, P}, ScalarType::Int);
   Tensor num_positives = empty_tensor({B}, ScalarType::Long);
   int32_t* code_data = static_cast<int32_t*>(code.data_ptr());
@@ -107,6 +157,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
   losses.resize(static_cast<size_t>(B));
   const ForwardJob job{inputs,
                        match_options(iou_threshold, low_threshold, strict, assign),
+                       given.view(),
+                       as_float(ignore_threshold),
                        static_cast<float>(ratio),
                        min_negatives,
                        bounded_blocks(float_data(priors), P),
@@ -179,8 +231,9 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
     const Tensor& grad_box_loss, const Tensor& grad_class_loss, const std::vector<Tensor>& deltas,
     const std::vector<Tensor>& logits, const Tensor& priors_in, const Tensor& boxes,
     const Tensor& labels, const Tensor& offsets, const Tensor& code_in,
-    const Tensor& num_positives_in, double beta, const std::vector<double>& variances,
-    int64_t background_index, int64_t normalizer) {
+    const Tensor& num_positives_in, const std::optional<Tensor>& class_weights,
+    int64_t box_loss_kind, double beta, const std::vector<double>& variances,
+    double label_smoothing, int64_t background_index, int64_t normalizer) {
   const Tensor priors = contiguous_boxes(priors_in, "priors");
   const HeadRows heads = head_rows(deltas, logits, priors);
   const int64_t B = heads.batch, P = heads.priors;
@@ -190,7 +243,8 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
                       code_in.scalar_type() == ScalarType::Int && code_in.is_cpu(),
                   "code: expected (B, P) int32 on the CPU");
   const Tensor code = as_contiguous(code_in);
-  const RowOptions options = row_options(beta, variances, background_index, heads.classes);
+  const HeldOptions options(class_weights, box_loss_kind, beta, variances, label_smoothing,
+                            background_index, heads.classes);
   const double box_scale = scalar(grad_box_loss, "grad_box_loss");
   const double class_scale = scalar(grad_class_loss, "grad_class_loss");
 
@@ -208,12 +262,13 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
     scales[image] = weight * box_scale;
     scales[B + image] = weight * class_scale;
   }
-  const BackwardJob job{{heads.deltas, heads.logits, float_data(priors), P, held.view(), options},
-                        code_data,
-                        scales.data(),
-                        scales.data() + B,
-                        grads.deltas,
-                        grads.logits};
+  const BackwardJob job{
+      {heads.deltas, heads.logits, float_data(priors), P, held.view(), options.view},
+      code_data,
+      scales.data(),
+      scales.data() + B,
+      grads.deltas,
+      grads.logits};
   const auto backward_images = SSD_FAST_KERNEL(multibox_loss_backward_images);
   torch::stable::parallel_for(
       0, B, 1, [&](int64_t begin, int64_t end) { backward_images(job, begin, end); });

@@ -25,6 +25,7 @@ __all__ = [
     "check_targets",
     "check_threshold",
     "describe",
+    "stand_in_maps",
 ]
 
 LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -337,3 +338,11 @@ def check_heads(
                     f" None, got {describe(bias)}"
                 )
             check_device(**{f"features[{i}]": feature, f"{name}[{i}]": weight})
+
+
+def stand_in_maps(features: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """Stand-ins for the heads' maps without memory, for the checks of the loss."""
+    return [
+        feature.new_empty(()).expand(feature.size(0), weight.size(0), *feature.shape[2:])
+        for feature, weight in zip(features, weights, strict=True)
+    ]

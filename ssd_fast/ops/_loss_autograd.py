@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
+from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS
+
 __all__ = ["differentiable_once", "eager_loss", "is_plain", "traced_loss"]
 
 Losses = tuple[Tensor, Tensor, Tensor]
@@ -49,14 +51,14 @@ def differentiable_once(backward: Backward) -> Backward:
 
 
 def is_plain(tensors: Sequence[Any]) -> bool:
-    """Whether all are tensors in the memory of the CPU, and none of a class of its own."""
-    return all(type(tensor) is Tensor and tensor.is_cpu for tensor in tensors)
+    """Whether all are tensors in the memory of the CPU, none of a class of its own, or None."""
+    return all(x is None or (type(x) is Tensor and x.is_cpu) for x in tensors)
 
 
 def traced_loss(
     deltas: list[Tensor],
     logits: list[Tensor],
-    targets: tuple[Tensor, ...],
+    targets: tuple[Tensor | None, ...],
     options: tuple[Any, ...],
 ) -> Losses:
     """The loss of checked arguments, whatever traces or transforms the call.
@@ -64,7 +66,7 @@ def traced_loss(
     Args:
         deltas: one a level.
         logits: one a level.
-        targets: priors, boxes, labels and offsets.
+        targets: priors, boxes, labels, offsets, matches and class_weights, the last two or None.
         options: the operator's, in its order.
     """
     inputs: tuple[Any, ...] = (options, len(deltas), *targets, *deltas, *logits)
@@ -79,7 +81,7 @@ def traced_loss(
 def eager_loss(
     deltas: list[Tensor],
     logits: list[Tensor],
-    targets: tuple[Tensor, ...],
+    targets: tuple[Tensor | None, ...],
     options: tuple[Any, ...],
 ) -> Losses:
     """`traced_loss` for plain tensors outside torch.compile; the kernel checks them."""
@@ -105,10 +107,10 @@ class TracedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        options: tuple[Any, ...], levels: int, *tensors: Tensor
+        options: tuple[Any, ...], levels: int, *tensors: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         result: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.ssd_fast.multibox_loss.default(
-            tensors[4 : 4 + levels], tensors[4 + levels :], *tensors[:4], *options
+            tensors[6 : 6 + levels], tensors[6 + levels :], *tensors[:6], *options
         )
         return result
 
@@ -123,15 +125,16 @@ class TracedLoss(torch.autograd.Function):
         # Or backward would be given zeros for them, as large as they are.
         ctx.set_materialize_grads(False)
         ctx.levels = levels
-        ctx.options = options[6:]  # beta, variances, background_index, normalizer
-        ctx.save_for_backward(*tensors, code, num_positives)
+        ctx.options = options[BACKWARD_OPTIONS]
+        # All but the matches: the code says what became of them.
+        ctx.save_for_backward(*tensors[:4], *tensors[5:], code, num_positives)
 
     @staticmethod
     @differentiable_once
     def backward(
         ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None, *_: Any
     ) -> tuple[Any, ...]:
-        return (*(None,) * 6, *_gradients(ctx, grad_box, grad_class))
+        return (*(None,) * 8, *_gradients(ctx, grad_box, grad_class))
 
 
 class EagerLoss(torch.autograd.Function):
@@ -139,7 +142,9 @@ class EagerLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rest: tuple[tuple[Any, ...], tuple[Tensor, ...], list[Tensor]], *maps: Tensor
+        ctx: Any,
+        rest: tuple[tuple[Any, ...], tuple[Tensor | None, ...], list[Tensor]],
+        *maps: Tensor,
     ) -> tuple[Tensor, Tensor]:
         options, targets, counts = rest
         levels = len(maps) // 2
@@ -149,8 +154,8 @@ class EagerLoss(torch.autograd.Function):
         counts.append(num_positives)
         ctx.set_materialize_grads(False)
         ctx.levels = levels
-        ctx.options = options[6:]  # beta, variances, background_index, normalizer
-        ctx.save_for_backward(*targets, *maps, code, num_positives)
+        ctx.options = options[BACKWARD_OPTIONS]
+        ctx.save_for_backward(*targets[:4], targets[5], *maps, code, num_positives)
         return box_loss, class_loss
 
     @staticmethod
@@ -161,7 +166,7 @@ class EagerLoss(torch.autograd.Function):
 
 def _gradients(ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None) -> tuple[Tensor, ...]:
     """The gradients of all levels of deltas, then of logits."""
-    priors, boxes, labels, offsets, *maps, code, num_positives = ctx.saved_tensors
+    priors, boxes, labels, offsets, class_weights, *maps, code, num_positives = ctx.saved_tensors
     grad_deltas, grad_logits = torch.ops.ssd_fast.multibox_loss_backward.default(
         priors.new_zeros(()) if grad_box is None else grad_box,
         priors.new_zeros(()) if grad_class is None else grad_class,
@@ -173,6 +178,7 @@ def _gradients(ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None) -> 
         offsets,
         code,
         num_positives,
+        class_weights,
         *ctx.options,
     )
     return (*grad_deltas, *grad_logits)

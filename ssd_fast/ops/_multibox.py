@@ -1,80 +1,73 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the operators that end in the MultiBox loss share: its options and its definition."""
+"""The definition of the MultiBox loss, which the operators that end in it share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssd_fast.assignment import HARD_NEGATIVE, match_batch, mine_batch, valid_objects
-from ssd_fast.boxes import encode_boxes, four_variances
-from ssd_fast.cross_entropy import background_key, cross_entropy, relative_exponentials
-from ssd_fast.ops._arguments import check_choice, check_count, check_flag, check_number
+from ssd_fast.assignment import (
+    HARD_NEGATIVE,
+    IGNORE_LABEL,
+    checked_matches,
+    ignore_regions,
+    match_batch,
+    mine_batch,
+    valid_objects,
+)
+from ssd_fast.box_losses import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+)
+from ssd_fast.boxes import decode_boxes, encode_boxes
+from ssd_fast.cross_entropy import background_key, cross_entropy, cross_entropy_gradient
+from ssd_fast.ops._arguments import as_levels
 from ssd_fast.ops._levels import join_levels, split_rows
+from ssd_fast.ops._loss_arguments import ASSIGN, BOX_LOSS, NORMALIZER, loss_options
 
 __all__ = [
-    "ASSIGN",
-    "NORMALIZER",
     "backward_reference",
     "forward_reference",
     "image_weights",
-    "loss_options",
+    "loss_reference",
 ]
 
-ASSIGN = {"last": 0, "bipartite": 1, "none": 2}
-NORMALIZER = {"positives": 0, "image": 1, "none": 2}
+_IOU_LOSSES: dict[int, Callable[[Tensor, Tensor], Tensor]] = {
+    BOX_LOSS["giou"]: generalized_box_iou_loss,
+    BOX_LOSS["diou"]: distance_box_iou_loss,
+    BOX_LOSS["ciou"]: complete_box_iou_loss,
+}
 
 
-def loss_options(
-    iou_threshold: float = 0.5,
-    low_threshold: float | None = None,
-    strict: bool = False,
-    assign: str = "last",
-    ratio: float = 3.0,
-    min_negatives: int = 0,
-    beta: float = 1.0,
-    variances: Sequence[float] = (0.1, 0.2),
+def loss_reference(
+    deltas: Tensor | Sequence[Tensor],
+    logits: Tensor | Sequence[Tensor],
+    priors: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    *,
+    matches: Tensor | None = None,
+    class_weights: Tensor | None = None,
     background_index: int = 0,
-    normalizer: str = "positives",
-) -> tuple[Any, ...]:
-    """The options of the loss, checked, as the schemas take them.
-
-    Args:
-        iou_threshold: see `ssd_fast.ops.multibox_loss`, as for all of them.
-        low_threshold: at most `iou_threshold`, or None.
-        strict: a bool.
-        assign: a word of `ASSIGN`.
-        ratio: finite in float32.
-        min_negatives: not negative.
-        beta: not negative.
-        variances: 2 or 4 numbers.
-        background_index: checked with the logits.
-        normalizer: a word of `NORMALIZER`.
-
-    Raises:
-        ValueError: an option out of range.
-    """
-    check_number("iou_threshold", iou_threshold, low=0)
-    if low_threshold is not None:
-        check_number("low_threshold", low_threshold, low=0, high=iou_threshold)
-    check_number("ratio", ratio, low=0, high=torch.finfo(torch.float32).max)
-    check_count("min_negatives", min_negatives)
-    check_number("beta", beta, low=0)
-    check_flag("strict", strict)
-    check_count("background_index", background_index)
-    return (
-        iou_threshold,
-        low_threshold,
-        strict,
-        check_choice("assign", assign, ASSIGN),
-        ratio,
-        min_negatives,
-        beta,
-        four_variances(variances),
-        background_index,
-        check_choice("normalizer", normalizer, NORMALIZER),
-    )
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`multibox_loss` in plain PyTorch under autograd; takes float64 too."""
+    maps = as_levels(deltas), as_levels(logits)
+    if background_index < 0:
+        background_index += join_levels(*maps)[1].size(2)
+    return forward_reference(
+        *maps,
+        priors,
+        boxes,
+        labels,
+        offsets,
+        matches,
+        class_weights,
+        *loss_options(**options, background_index=background_index),
+    )[:3]
 
 
 def forward_reference(
@@ -84,45 +77,57 @@ def forward_reference(
     boxes: Tensor,
     labels: Tensor,
     offsets: Tensor,
+    matches: Tensor | None,
+    class_weights: Tensor | None,
     iou_threshold: float,
     low_threshold: float | None,
     strict: bool,
     assign: int,
+    ignore_threshold: float | None,
     ratio: float,
     min_negatives: int,
+    box_loss: int,
     beta: float,
     variances: Sequence[float],
+    label_smoothing: float,
     background_index: int,
     normalizer: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``ssd_fast::multibox_loss`` in plain PyTorch, under autograd."""
     delta_rows, logit_rows = join_levels(deltas, logits)
     in_range = (labels >= 0) & (labels < logit_rows.size(2)) & (labels != background_index)
-    matched = match_batch(
-        priors,
-        boxes,
-        offsets,
-        valid_objects(boxes) & in_range,
-        iou_threshold=iou_threshold,
-        low_threshold=low_threshold,
-        strict=strict,
-        assign=list(ASSIGN)[assign],
-    )
+    has_area = valid_objects(boxes)
+    if matches is not None:
+        matched = checked_matches(matches, offsets, has_area & in_range)
+    else:
+        matched = match_batch(
+            priors,
+            boxes,
+            offsets,
+            has_area & in_range,
+            iou_threshold=iou_threshold,
+            low_threshold=low_threshold,
+            strict=strict,
+            assign=list(ASSIGN)[assign],
+        )
+    if ignore_threshold is not None:
+        regions = has_area & (labels == IGNORE_LABEL)
+        matched = ignore_regions(matched, priors, boxes, offsets, regions, ignore_threshold)
     key = background_key(logit_rows.detach(), background_index)
     hard = mine_batch(key, matched, ratio=ratio, min_negatives=min_negatives)
     code = matched.masked_fill(hard, HARD_NEGATIVE)
 
     num_positives = (code >= 0).sum(dim=1)
     weight = image_weights(num_positives, normalizer)
-    image, residual = _box_residuals(delta_rows, priors, boxes, offsets, code, variances)
-    box_rows = torch.nn.functional.smooth_l1_loss(
-        residual, torch.zeros_like(residual), reduction="none", beta=beta
-    ).sum(dim=1)
-    box_loss = (box_rows * weight.to(box_rows.dtype)[image]).sum()
+    image, prior, row = _positive_rows(code, offsets)
+    box_rows = _box_losses(
+        delta_rows[image, prior], priors[prior], boxes[row], box_loss, beta, variances
+    )
+    box_sum = (box_rows * weight.to(box_rows.dtype)[image]).sum()
     selected, target = _class_targets(code, offsets, labels, background_index)
-    class_rows = cross_entropy(logit_rows[selected], target)
+    class_rows = cross_entropy(logit_rows[selected], target, class_weights, label_smoothing)
     class_weight = weight.to(class_rows.dtype)[selected.nonzero()[:, 0]]
-    return box_loss, (class_rows * class_weight).sum(), num_positives, code
+    return box_sum, (class_rows * class_weight).sum(), num_positives, code
 
 
 def backward_reference(
@@ -136,25 +141,26 @@ def backward_reference(
     offsets: Tensor,
     code: Tensor,
     num_positives: Tensor,
+    class_weights: Tensor | None,
+    box_loss: int,
     beta: float,
     variances: Sequence[float],
+    label_smoothing: float,
     background_index: int,
     normalizer: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """``ssd_fast::multibox_loss_backward`` in plain PyTorch."""
     delta_rows, logit_rows = join_levels(deltas, logits)
     weight = image_weights(num_positives, normalizer).to(logit_rows.dtype)
-    image, residual = _box_residuals(delta_rows, priors, boxes, offsets, code, variances)
-    slope = (residual / beta).clamp(-1, 1) if beta > 0 else residual.sign()
+    image, prior, row = _positive_rows(code, offsets)
+    slope = _box_slopes(
+        delta_rows[image, prior], priors[prior], boxes[row], box_loss, beta, variances
+    )
     grad_deltas = torch.zeros_like(delta_rows)
     grad_deltas[code >= 0] = slope * (grad_box_loss * weight[image]).unsqueeze(1)
 
     selected, target = _class_targets(code, offsets, labels, background_index)
-    ratios, shift = relative_exponentials(logit_rows[selected], target)
-    others = ratios.sum(dim=1, keepdim=True)
-    total = others + (-shift).exp()
-    # softmax - one_hot, with the target's entry taken from the others: 1 - p would cancel.
-    slope = (ratios / total).scatter(1, target.unsqueeze(1), -others / total)
+    slope = cross_entropy_gradient(logit_rows[selected], target, class_weights, label_smoothing)
     grad_logits = torch.zeros_like(logit_rows)
     class_weight = weight[selected.nonzero()[:, 0]]
     grad_logits[selected] = slope * (grad_class_loss * class_weight).unsqueeze(1)
@@ -171,17 +177,39 @@ def image_weights(num_positives: Tensor, normalizer: int) -> Tensor:
     return torch.ones_like(counts)
 
 
-def _box_residuals(
+def _box_losses(
     deltas: Tensor,
     priors: Tensor,
     boxes: Tensor,
-    offsets: Tensor,
-    code: Tensor,
+    box_loss: int,
+    beta: float,
     variances: Sequence[float],
-) -> tuple[Tensor, Tensor]:
-    """Image (n,) and difference to the encoded box (n, 4) of each positive."""
-    image, prior, row = _positive_rows(code, offsets)
-    return image, deltas[image, prior] - encode_boxes(boxes[row], priors[prior], variances)
+) -> Tensor:
+    """The box loss of each positive, (n,); deltas, priors and boxes are (n, 4)."""
+    if box_loss in _IOU_LOSSES:
+        return _IOU_LOSSES[box_loss](decode_boxes(deltas, priors, variances), boxes)
+    residual = deltas - encode_boxes(boxes, priors, variances)
+    return torch.nn.functional.smooth_l1_loss(
+        residual, torch.zeros_like(residual), reduction="none", beta=beta
+    ).sum(dim=1)
+
+
+def _box_slopes(
+    deltas: Tensor,
+    priors: Tensor,
+    boxes: Tensor,
+    box_loss: int,
+    beta: float,
+    variances: Sequence[float],
+) -> Tensor:
+    """The derivative of `_box_losses` by the deltas, (n, 4)."""
+    if box_loss in _IOU_LOSSES:
+        with torch.enable_grad():
+            deltas = deltas.detach().requires_grad_()
+            loss = _box_losses(deltas, priors, boxes, box_loss, beta, variances).sum()
+            return torch.autograd.grad(loss, deltas)[0]
+    residual = deltas - encode_boxes(boxes, priors, variances)
+    return (residual / beta).clamp(-1, 1) if beta > 0 else residual.sign()
 
 
 def _positive_rows(code: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ssd_fast.assignment import BACKGROUND, HARD_NEGATIVE
-from ssd_fast.ops._multibox import NORMALIZER, image_weights
+from ssd_fast.ops._loss_arguments import NORMALIZER
+from ssd_fast.ops._multibox import image_weights
 
 __all__ = ["cell_gradients", "touched_cells"]
 
@@ -38,8 +39,11 @@ def cell_gradients(
     offsets: Tensor,
     code: Tensor,
     num_positives: Tensor,
+    class_weights: Tensor | None,
+    box_loss: int,
     beta: float,
     variances: Sequence[float],
+    label_smoothing: float,
     background_index: int,
     normalizer: int,
 ) -> list[tuple[Tensor, ...]]:
@@ -59,8 +63,11 @@ def cell_gradients(
         offsets: (B + 1,).
         code: (B, P).
         num_positives: (B,).
+        class_weights: (C,) or None.
+        box_loss: a number of `BOX_LOSS`.
         beta: of smooth-L1.
         variances: 4 numbers.
+        label_smoothing: from 0 to 1.
         background_index: class index of the background.
         normalizer: a number of `NORMALIZER`.
 
@@ -110,8 +117,11 @@ def cell_gradients(
         offsets.new_tensor([0, boxes.size(0)]),
         torch.cat(row_codes, dim=1),
         num_positives.new_zeros(1),
+        class_weights,
+        box_loss,
         beta,
         variances,
+        label_smoothing,
         background_index,
         NORMALIZER["none"],
     )

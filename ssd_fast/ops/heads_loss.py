@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from ssd_fast.ops._arguments import (
-    LOGIT_DTYPES,
-    check_device,
-    check_heads,
-    check_levels,
-    check_targets,
-)
+from ssd_fast.ops._arguments import LOGIT_DTYPES, check_heads, stand_in_maps
 from ssd_fast.ops._library import library, register
+from ssd_fast.ops._loss_arguments import (
+    BACKWARD_OPTIONS,
+    check_loss_tensors,
+    loss_options,
+    resolve_background,
+)
 from ssd_fast.ops._loss_autograd import differentiable_once
-from ssd_fast.ops._multibox import forward_reference, loss_options
+from ssd_fast.ops._multibox import loss_reference
 from ssd_fast.ops._sparse_convolution import (
     Level,
     are_small,
@@ -47,14 +47,19 @@ def heads_loss(
     labels: Tensor,
     offsets: Tensor,
     *,
+    matches: Tensor | None = None,
+    class_weights: Tensor | None = None,
     iou_threshold: float = 0.5,
     low_threshold: float | None = None,
     strict: bool = False,
     assign: str = "last",
+    ignore_threshold: float | None = 0.5,
     ratio: float = 3.0,
     min_negatives: int = 0,
+    box_loss: str = "smooth_l1",
     beta: float = 1.0,
     variances: Sequence[float] = (0.1, 0.2),
+    label_smoothing: float = 0.0,
     background_index: int = 0,
     normalizer: str = "positives",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,15 +83,20 @@ def heads_loss(
         boxes: see `multibox_loss`, as for all that follow.
         labels: (N,) int64 classes.
         offsets: (B + 1,) int64.
+        matches: (B, P) of `match`, to be used instead of matching; or None.
+        class_weights: (C,) float32 factors of the class loss; or None.
         iou_threshold: least overlap of a positive prior.
         low_threshold: least overlap of an ignored prior, or None.
         strict: whether a positive prior overlaps by more than `iou_threshold`.
         assign: how objects claim their best prior.
+        ignore_threshold: least share of an ignored prior inside a region of label -1, or None.
         ratio: negatives for each positive of an image.
         min_negatives: least number of negatives of an image.
+        box_loss: "smooth_l1", "l1", "giou", "diou" or "ciou".
         beta: where smooth-L1 turns from square to linear.
         variances: 2 or 4 numbers that scale the encoded offsets.
-        background_index: class index of the background.
+        label_smoothing: of the class loss.
+        background_index: class index of the background; a negative one counts from the last.
         normalizer: what the sums are divided by.
 
     Returns:
@@ -99,30 +109,33 @@ def heads_loss(
     features = [_as_convolved(feature) for feature in features]
     check_heads(features, *heads)
     dtype = features[0].dtype
-    deltas, logits = (_shape_of_maps(features, weights) for weights in (heads[0], heads[2]))
-    batch, _ = check_levels(deltas, logits, priors, background_index)
-    check_targets(boxes, offsets, labels, batch)
-    check_device(priors=priors, boxes=boxes, labels=labels, offsets=offsets)
+    deltas, logits = (stand_in_maps(features, weights) for weights in (heads[0], heads[2]))
+    background_index = resolve_background(background_index, deltas, logits, priors)
+    targets = priors, boxes, labels, offsets, matches, class_weights
+    check_loss_tensors(deltas, logits, targets, background_index)
     options = loss_options(
         iou_threshold,
         low_threshold,
         strict,
         assign,
+        ignore_threshold,
         ratio,
         min_negatives,
+        box_loss,
         beta,
         variances,
+        label_smoothing,
         background_index,
         normalizer,
     )
     cast = [None if x is None else x.to(dtype) for parameters in heads for x in parameters]
-    inputs = (priors, boxes, labels, offsets, *features, *cast)
+    inputs = (*targets, *features, *cast)
     if torch.compiler.is_compiling() and not _needs_gradient(inputs):
         # Dynamo of torch 2.13 would hand the context of a Function to a forward of any length.
-        box_loss, class_loss, num_positives, *_ = _HeadsLoss.forward(options, *inputs)
+        losses = _HeadsLoss.forward(options, *inputs)
     else:
-        box_loss, class_loss, num_positives, *_ = _HeadsLoss.apply(options, *inputs)
-    return box_loss, class_loss, num_positives
+        losses = _HeadsLoss.apply(options, *inputs)
+    return losses[0], losses[1], losses[2]
 
 
 def _as_convolved(feature: Tensor) -> Tensor:
@@ -135,14 +148,6 @@ def _as_convolved(feature: Tensor) -> Tensor:
     return feature.to(torch.get_autocast_dtype(device))
 
 
-def _shape_of_maps(features: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-    """Stand-ins for the heads' maps without memory, for the checks of the loss."""
-    return [
-        feature.new_empty(()).expand(feature.size(0), weight.size(0), *feature.shape[2:])
-        for feature, weight in zip(features, weights, strict=True)
-    ]
-
-
 def _needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
@@ -153,7 +158,7 @@ class _HeadsLoss(torch.autograd.Function):
     @staticmethod
     def forward(options: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
         *losses, deltas, logits = torch.ops.ssd_fast.heads_loss.default(
-            *_by_level(tensors[4:], 5), *tensors[:4], *options
+            *_by_level(tensors[6:], 5), *tensors[:6], *options
         )
         return (*losses, *deltas, *logits)
 
@@ -167,34 +172,31 @@ class _HeadsLoss(torch.autograd.Function):
         ctx.mark_non_differentiable(num_positives, code, *maps)
         # Or backward would be given zeros for them, as large as they are.
         ctx.set_materialize_grads(False)
-        ctx.options = options[6:]  # beta, variances, background_index, normalizer
-        features, delta_weights, _, logit_weights, _ = _by_level(tensors[4:], 5)
-        ctx.save_for_backward(
-            *tensors[:4], num_positives, code, *features, *delta_weights, *logit_weights, *maps
-        )
+        ctx.options = options[BACKWARD_OPTIONS]
+        features, delta_weights, _, logit_weights, _ = _by_level(tensors[6:], 5)
+        # All but the matches: the code says what became of them.
+        targets = *tensors[:4], code, num_positives, tensors[5]
+        ctx.save_for_backward(*targets, *features, *delta_weights, *logit_weights, *maps)
 
     @staticmethod
     @differentiable_once
     def backward(
         ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None, *_: Any
     ) -> tuple[Any, ...]:
-        priors, boxes, labels, offsets, num_positives, code, *levels = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[5:])
+        *targets, class_weights = ctx.saved_tensors[:7]
+        levels = ctx.saved_tensors[7:]
+        wanted = list(ctx.needs_input_grad[7:])
         gradients = torch.ops.ssd_fast.heads_loss_backward.default(
-            priors.new_zeros(()) if grad_box is None else grad_box,
-            priors.new_zeros(()) if grad_class is None else grad_class,
+            targets[0].new_zeros(()) if grad_box is None else grad_box,
+            targets[0].new_zeros(()) if grad_class is None else grad_class,
             *_by_level(levels, 5),
-            priors,
-            boxes,
-            labels,
-            offsets,
-            code,
-            num_positives,
+            *targets,
             wanted,
+            class_weights,
             *ctx.options,
         )
         kept = (x if want else None for x, want in zip(gradients, wanted, strict=True))
-        return (*(None,) * 5, *kept)
+        return (*(None,) * 7, *kept)
 
 
 def _by_level(tensors: Sequence[Any], kinds: int) -> list[list[Any]]:
@@ -218,8 +220,7 @@ def heads_loss_reference(
     """The definition of `heads_loss`, in plain PyTorch under autograd; takes float64 too."""
     deltas = _convolve(features, delta_weights, delta_biases)
     logits = _convolve(features, logit_weights, logit_biases)
-    checked = loss_options(**options)
-    return forward_reference(deltas, logits, priors, boxes, labels, offsets, *checked)[:3]
+    return loss_reference(deltas, logits, priors, boxes, labels, offsets, **options)
 
 
 def _convolve(
@@ -360,7 +361,7 @@ def _backward_fake(
     logits: list[Tensor],
     *rest: Any,
 ) -> list[Tensor]:
-    levels = _levels(features, delta_weights, logit_weights, rest[-5])
+    levels = _levels(features, delta_weights, logit_weights, rest[6])
     gradients: list[list[Tensor | None]] = [
         [
             x.new_empty(x.shape) if x.dim() == 1 and want else torch.empty_like(x) if want else None
@@ -372,13 +373,17 @@ def _backward_fake(
 
 
 _TARGETS = "Tensor priors, Tensor boxes, Tensor labels, Tensor offsets, "
-_OPTIONS = "float beta, float[] variances, int background_index, int normalizer"
+_OPTIONS = (
+    "int box_loss, float beta, float[] variances, float label_smoothing, int background_index, "
+    "int normalizer"
+)
 
 register(
     "heads_loss",
     "(Tensor[] features, Tensor[] delta_weights, Tensor?[] delta_biases, Tensor[] logit_weights, "
-    f"Tensor?[] logit_biases, {_TARGETS} float iou_threshold, float? low_threshold, bool strict, "
-    f"int assign, float ratio, int min_negatives, {_OPTIONS}) -> (Tensor box_loss, "
+    f"Tensor?[] logit_biases, {_TARGETS} Tensor? matches, Tensor? class_weights, "
+    "float iou_threshold, float? low_threshold, bool strict, int assign, float? ignore_threshold, "
+    f"float ratio, int min_negatives, {_OPTIONS}) -> (Tensor box_loss, "
     "Tensor class_loss, Tensor num_positives, Tensor code, Tensor[] deltas, Tensor[] logits)",
     reference=_forward,
     fake=_fake,
@@ -387,7 +392,8 @@ register(
     "heads_loss_backward",
     "(Tensor grad_box_loss, Tensor grad_class_loss, Tensor[] features, Tensor[] delta_weights, "
     f"Tensor[] logit_weights, Tensor[] deltas, Tensor[] logits, {_TARGETS} Tensor code, "
-    f"Tensor num_positives, bool[] wanted, {_OPTIONS}) -> Tensor[] gradients",
+    f"Tensor num_positives, bool[] wanted, Tensor? class_weights, {_OPTIONS}) "
+    "-> Tensor[] gradients",
     reference=_backward_reference,
     fake=_backward_fake,
 )

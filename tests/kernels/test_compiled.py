@@ -91,9 +91,25 @@ def _inputs(dtype=torch.float32, C=21, B=2, N=8, layout=torch.channels_last) -> 
 
 def _step(inputs: tuple[Any, ...], assign: int = 0) -> None:
     """A training step: match, loss, gradients."""
-    options = (0.5, None, False, assign, 3.0, 0, 1.0, (0.1, 0.1, 0.2, 0.2), 0, 0)
+    options = (
+        None,
+        None,
+        0.5,
+        None,
+        False,
+        assign,
+        0.5,
+        3.0,
+        0,
+        0,
+        1.0,
+        (0.1, 0.1, 0.2, 0.2),
+        0.0,
+        0,
+        0,
+    )
     *losses, positives, code = launch_multibox_loss(*inputs, *options)
-    launch_multibox_loss_backward(*losses, *inputs, code, positives, *options[6:])
+    launch_multibox_loss_backward(*losses, *inputs, code, positives, None, *options[9:])
 
 
 def _detect(inputs: tuple[Any, ...], clip: Tensor | None = None) -> tuple[Tensor, ...]:

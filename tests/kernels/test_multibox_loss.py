@@ -14,8 +14,9 @@ from ssd_fast.kernels.multibox_loss import launch_multibox_loss
 from ssd_fast.kernels.multibox_loss_backward import launch_multibox_loss_backward
 from ssd_fast.ops._levels import join_levels
 from ssd_fast.ops._multibox import (
-    _box_residuals,
+    _box_losses,
     _class_targets,
+    _positive_rows,
     backward_reference,
     forward_reference,
     image_weights,
@@ -87,8 +88,8 @@ def _inputs(case: Case, device: torch.device, seed: int = 0):
 
 def _options(case: Case):
     variances = (0.1, 0.1, 0.2, 0.2)
-    return (0.4, 0.3, False, case.assign, 3.0, case.min_negatives, case.beta, variances,
-            case.background, case.normalizer)  # fmt: skip
+    return (None, None, 0.4, 0.3, False, case.assign, 0.5, 3.0, case.min_negatives, 0, case.beta,
+            variances, 0.0, case.background, case.normalizer)  # fmt: skip
 
 
 def _double(x):
@@ -115,25 +116,24 @@ def test_equals_reference(kernel_device, case) -> None:
     deltas64, logits64 = (x.double() for x in rows)
     boxes, labels, offsets = cpu[3:]
     weight = image_weights(expected_positives, case.normalizer)
-    image, residual = _box_residuals(
-        deltas64, priors.double(), boxes.double(), offsets, code, options[7]
-    )
-    smooth = torch.nn.functional.smooth_l1_loss(
-        residual, torch.zeros_like(residual), reduction="none", beta=case.beta
+    image, prior, row = _positive_rows(code, offsets)
+    smooth = _box_losses(
+        deltas64[image, prior], priors.double()[prior], boxes.double()[row], *options[9:12]
     )
     selected, target = _class_targets(code, offsets, labels, case.background)
     entropy = cross_entropy(logits64[selected], target) * weight[selected.nonzero()[:, 0]]
-    assert_close(box_loss.cpu(), (smooth.sum(1) * weight[image]).sum(), what="box_loss")
+    assert_close(box_loss.cpu(), (smooth * weight[image]).sum(), what="box_loss")
     assert_close(class_loss.cpu(), entropy.sum(), what="class_loss")
 
     scales = torch.tensor(1.3), torch.tensor(-0.7)
     gradients = launch_multibox_loss_backward(
         *(x.to(kernel_device) for x in scales), *inputs, code.to(kernel_device), positives,
-        *options[6:], block=case.block,
+        *options[1:2], *options[9:], block=case.block,
     )  # fmt: skip
     expected_gradients = backward_reference(
         *(x.double() for x in scales), _double(deltas), _double(logits), priors.double(),
-        boxes.double(), labels, offsets, code, expected_positives, *options[6:],
+        boxes.double(), labels, offsets, code, expected_positives, *options[1:2],
+        *options[9:],
     )  # fmt: skip
     for actual, wanted, given in zip(gradients, expected_gradients, (deltas, logits), strict=True):
         for a, w, g in zip(actual, wanted, given, strict=True):
@@ -162,7 +162,7 @@ def test_codes_of_other_targets_are_passed_over(kernel_device) -> None:
     code = torch.full((2, P), 10**6, dtype=torch.int32, device=kernel_device)
     one = torch.ones((), device=kernel_device)
     gradients = launch_multibox_loss_backward(
-        one, one, deltas, logits, *targets, code, targets[3][:2], *_options(Case())[6:]
+        one, one, deltas, logits, *targets, code, targets[3][:2], None, *_options(Case())[9:]
     )
     assert not any(bool(x.any()) for levels in gradients for x in levels)
 

@@ -379,7 +379,23 @@ def test_registration(device, formats) -> None:
     """Schema, fake kernel and compilation, forward and backward."""
     heads = make_heads(formats=formats).map(lambda x: x.detach().to(device))
     targets = [x.to(device) for x in make_targets()]
-    options = (0.5, None, False, 0, 3.0, 0, 1.0, (0.1, 0.1, 0.2, 0.2), 0, 0)
+    options = (
+        None,
+        None,
+        0.5,
+        None,
+        False,
+        0,
+        0.5,
+        3.0,
+        0,
+        0,
+        1.0,
+        (0.1, 0.1, 0.2, 0.2),
+        0.0,
+        0,
+        0,
+    )
     torch.library.opcheck(torch.ops.ssd_fast.heads_loss.default, (*heads, *targets, *options))
     _, _, num_positives, code, deltas, logits = torch.ops.ssd_fast.heads_loss.default(
         *heads, *targets, *options
@@ -389,7 +405,7 @@ def test_registration(device, formats) -> None:
     for wanted in ([True] * 15, [True, False, False] * 5):
         torch.library.opcheck(
             torch.ops.ssd_fast.heads_loss_backward.default,
-            (one, one, *saved, *targets, code, num_positives, wanted, *options[-4:]),
+            (one, one, *saved, *targets, code, num_positives, wanted, None, *options[-6:]),
         )
 
 
@@ -407,14 +423,30 @@ def test_backward_survives_targets_that_changed() -> None:
 def test_reference_backward_equals_the_dense_path() -> None:
     """What serves other devices, here in the place of the CPU's."""
     heads, targets = make_heads(), make_targets()
-    options = (0.5, None, False, 0, 3.0, 0, 1.0, (0.1, 0.1, 0.2, 0.2), 0, 0)
+    options = (
+        None,
+        None,
+        0.5,
+        None,
+        False,
+        0,
+        0.5,
+        3.0,
+        0,
+        0,
+        1.0,
+        (0.1, 0.1, 0.2, 0.2),
+        0.0,
+        0,
+        0,
+    )
     detached = heads.map(Tensor.detach)
     _, _, num_positives, code, deltas, logits = torch.ops.ssd_fast.heads_loss.default(
         *detached, *targets, *options
     )
     scales = torch.tensor(2.0), torch.tensor(3.0)
     saved = detached.features, detached.delta_weights, detached.logit_weights, deltas, logits
-    rest = *saved, *targets, code, num_positives, [True] * 15, *options[-4:]
+    rest = *saved, *targets, code, num_positives, [True] * 15, None, *options[-6:]
     expected = losses_and_gradients(heads_loss, heads, *targets)[2]
     for a, b in zip(_backward_reference(*scales, *rest), expected, strict=True):
         assert_close(a, b, tolerance=2e-6)

@@ -23,7 +23,7 @@ from ssd_fast.testing import (
 
 SETS = _C.instruction_sets()
 CELLS = [(4, 9, 9), (6, 5, 5), (6, 3, 1), (4, 1, 1)]
-OPTIONS = (0.5, None, False, 0, 3.0, 3, 1.0, (0.1, 0.1, 0.2, 0.2), 0, 0)
+OPTIONS = (None, None, 0.5, None, False, 0, 0.5, 3.0, 3, 0, 1.0, (0.1, 0.1, 0.2, 0.2), 0.0, 0, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,9 @@ def _everything(deltas, logits, priors, objects) -> list[Tensor]:
     one = torch.ones(())
     code, positives = results[3], results[2]
     backward = torch.ops.ssd_fast.multibox_loss_backward.default
-    grads = backward(one, one, deltas, logits, priors, *objects, code, positives, *OPTIONS[6:])
+    grads = backward(
+        one, one, deltas, logits, priors, *objects, code, positives, None, *OPTIONS[9:]
+    )
     return [*results, *grads[0], *grads[1]]
 
 

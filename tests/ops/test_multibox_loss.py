@@ -106,14 +106,19 @@ def test_ssd300_with_200_objects(device) -> None:
 def _operator_inputs(deltas, logits, priors, objects, **options) -> tuple:
     """Arguments of ``torch.ops.ssd_fast.multibox_loss``, in its order."""
     defaults = {
+        "matches": None,
+        "class_weights": None,
         "iou_threshold": 0.5,
         "low_threshold": None,
         "strict": False,
         "assign": 0,
+        "ignore_threshold": 0.5,
         "ratio": 3.0,
         "min_negatives": 0,
+        "box_loss": 0,
         "beta": 1.0,
         "variances": (0.1, 0.1, 0.2, 0.2),
+        "label_smoothing": 0.0,
         "background_index": 0,
         "normalizer": 0,
     }
@@ -394,7 +399,7 @@ def test_registration(device, maps) -> None:
     one = torch.ones((), device=device)
     torch.library.opcheck(
         torch.ops.ssd_fast.multibox_loss_backward.default,
-        (one, one, *inputs[:6], code, num_positives, *inputs[-4:]),
+        (one, one, *inputs[:6], code, num_positives, inputs[7], *inputs[-6:]),
     )
 
 
@@ -407,7 +412,7 @@ def test_backward_equals_its_reference(device, normalizer) -> None:
     inputs = _operator_inputs(*heads, random_boxes(P_CELLS, seeded(2)), objects)
     _, _, num_positives, code = torch.ops.ssd_fast.multibox_loss.default(*inputs)
     scales = torch.tensor(2.0), torch.tensor(3.0)
-    rest = *inputs[:6], code, num_positives, *inputs[-4:-1], normalizer
+    rest = *inputs[:6], code, num_positives, inputs[7], *inputs[-6:-1], normalizer
     actual = torch.ops.ssd_fast.multibox_loss_backward.default(*scales, *rest)
     expected = backward_reference(*scales, *rest)
     for a, e in zip(actual[0] + actual[1], expected[0] + expected[1], strict=True):
@@ -424,7 +429,7 @@ def test_backward_survives_targets_that_changed(device) -> None:
     objects[2].fill_(-3)
     one = torch.ones((), device=device)
     grads = torch.ops.ssd_fast.multibox_loss_backward.default(
-        one, one, *inputs[:6], code, num_positives, *inputs[-4:]
+        one, one, *inputs[:6], code, num_positives, inputs[7], *inputs[-6:]
     )
     assert grads[0][0].eq(0).all()
 
