@@ -17,12 +17,16 @@ _PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
 
 
 class Console:
-    """Standard output through rich."""
+    """Standard output through rich.
 
-    def __init__(self) -> None:
+    Args:
+        quiet: say nothing: another process speaks for this one.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console as RichConsole
 
-        self.rich = RichConsole(highlight=False, soft_wrap=True)
+        self.rich = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
 
     def say(self, text: str) -> None:
         """Prints a line as it is: brackets in file names are no markup."""

@@ -111,12 +111,14 @@ class _Stream(Sampler[list[tuple[int, int]]]):
     """Every step's draws: random orders of the dataset, one after the other, cut into batches.
 
     Step s is a function of (length, batch size, seed, s), so a run that stops and goes on draws
-    what it would have drawn, with any number of workers.
+    what it would have drawn, with any number of workers; several processes take a share each.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int, stop: int) -> None:
+    def __init__(
+        self, length: int, batch_size: int, seed: int, start: int, stop: int, share: range
+    ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.start, self.stop = start, stop
+        self.start, self.stop, self.share = start, stop, share
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -126,7 +128,8 @@ class _Stream(Sampler[list[tuple[int, int]]]):
         known = -1
         for step in range(self.start, self.stop):
             batch = []
-            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            for place_in_batch in self.share:
+                position = step * self.batch_size + place_in_batch
                 epoch, place = divmod(position, self.length)
                 if epoch != known:
                     order, known = self._order(epoch), epoch
@@ -161,6 +164,7 @@ def batches(
     seed: int,
     start: int,
     stop: int,
+    share: range | None = None,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
@@ -168,10 +172,12 @@ def batches(
 
     Args:
         samples: where they are drawn from.
-        batch_size: B. It may exceed the number of images: an image is then drawn more than once.
+        batch_size: images a step. It may exceed the number of images: an image is then drawn more
+            than once.
         seed: of the order and the augmentation.
         start: first step.
         stop: step after the last.
+        share: which of a step's images, for one of several processes; None is all of them.
         workers: processes that read ahead; 0 reads in this one.
         pin_memory: for copies to a GPU.
 
@@ -187,7 +193,9 @@ def batches(
     # The stub takes the loader's type for its dataset's; collate_fn makes the one of the other.
     return DataLoader(
         cast("Dataset[Batch]", samples),
-        batch_sampler=_Stream(len(samples), batch_size, seed, start, stop),
+        batch_sampler=_Stream(
+            len(samples), batch_size, seed, start, stop, share or range(batch_size)
+        ),
         collate_fn=_collate,
         num_workers=workers,
         pin_memory=pin_memory,

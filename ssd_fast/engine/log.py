@@ -19,13 +19,18 @@ class RunLog:
     """Appends rows with a "step" to a file.
 
     Args:
-        path: the file.
+        path: the file; None writes nowhere, for all processes of a run but one.
         step: where the run goes on; rows of later steps, which will be done again, are left out.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, step: int = 0) -> None:
-        self.rows = [row for row in read_log(path) if row["step"] <= step] if step else []
-        write_file(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+    def __init__(self, path: str | os.PathLike[str] | None, *, step: int = 0) -> None:
+        self.rows: list[dict[str, Any]] = []
+        if path is None:
+            path = os.devnull
+        else:
+            if step:
+                self.rows = [row for row in read_log(path) if row["step"] <= step]
+            write_file(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
 
     def __enter__(self) -> RunLog:

@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["output_folder", "write_file"]
+__all__ = ["locked_folder", "output_folder", "write_file"]
+
+_LOCK = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def output_folder(path: str | os.PathLike[str]) -> Path:
@@ -39,6 +45,54 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
             " name another with --output",
         ) from error
     return folder
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of a folder while the block runs, and tidies up after a killed one.
+
+    The lock dies with its process, so a run that was killed leaves none behind.
+
+    Args:
+        folder: of this run alone.
+
+    Raises:
+        ValueError: another run is writing there.
+    """
+    number = _lock(folder)
+    try:
+        for unfinished in folder.glob(".*.part"):
+            unfinished.unlink(missing_ok=True)
+        yield
+    finally:
+        # While it is still held, so that nobody else's is removed.
+        (folder / _LOCK).unlink(missing_ok=True)
+        os.close(number)
+
+
+def _lock(folder: Path) -> int:
+    """Makes and locks the folder's lock file; returns its descriptor."""
+    path = folder / _LOCK
+    while True:
+        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            # Of the process, where flock's would live on in the workers that read its images.
+            fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(number, 200).decode(errors="replace")
+            if error.errno not in _NO_LOCKS:
+                os.close(number)
+                raise ValueError(
+                    f"{folder} is in use by another run ({owner or 'just starting'}); wait for it,"
+                    " or name another folder with --output"
+                ) from None
+        with suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(number).st_ino:
+                break
+        os.close(number)  # its owner removed it between the two calls
+    os.truncate(number, 0)
+    os.write(number, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return number
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssd_fast.data.augmentation import Augmentation
 from ssd_fast.engine.batches import Batch, DetectionDataset, TrainingSamples, batches
+from ssd_fast.engine.distributed import World
 from ssd_fast.engine.optimizer import cosine_schedule, make_optimizer
 from ssd_fast.engine.precision import Precision
 from ssd_fast.models.ssd import SSD
@@ -35,7 +36,7 @@ class TrainingOptions:
 
     Attributes:
         steps: of the whole run.
-        batch_size: images a step.
+        batch_size: images a step, of all processes together.
         learning_rate: peak of the schedule.
         warmup: steps of linear rise before the cosine.
         weight_decay: of convolution weights.
@@ -108,11 +109,16 @@ class Trainer:
     Trainer that loads it goes on bit for bit as the first would have (on a CPU, with the same
     number of threads).
 
+    Several processes, each with a Trainer of the same arguments and its own `world`, train as one
+    would on the same batches: the positives of all are counted together, and gradients are
+    averaged. Batch norm on the CPU is the exception (`World.parallel`).
+
     Args:
         model: trained in place, on its device.
         dataset: uint8 images with boxes in pixels.
         options: how.
         precision: arithmetic of the model.
+        world: the processes that train together; None for this one alone.
 
     Attributes:
         step: steps done.
@@ -127,14 +133,13 @@ class Trainer:
         options: TrainingOptions,
         *,
         precision: Precision,
+        world: World | None = None,
     ) -> None:
-        if options.batch_size == 1 and any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
-            raise ValueError(
-                "batch_size: batch norm cannot learn from one image; take 2 or more, or norm=False"
-            )
         self.options = options
         self.precision = precision
         self.device = next(model.parameters()).device
+        self.world = world or World(self.device)
+        _check_shares(model, options.batch_size, self.world)
         # Only the newest torch annotates this argument of Module.to.
         layout: dict[str, Any] = {"memory_format": torch.channels_last}
         self.model = model.to(**layout)
@@ -147,6 +152,9 @@ class Trainer:
         self._average = AveragedModel(
             model, multi_avg_fn=get_ema_multi_avg_fn(options.average), use_buffers=True
         )
+        # After the copy, which is saved and need not know how many processes trained it.
+        _count_together(model, self.world)
+        self._network = self.world.parallel(model)
         # A step that is skipped must not leave its NaN in the running statistics either.
         self._buffers = [b for b in model.buffers() if b.is_floating_point()]
         self.step = 0
@@ -173,6 +181,7 @@ class Trainer:
             seed=self.options.seed,
             start=self.step,
             stop=self.options.steps,
+            share=self.world.share(self.options.batch_size),
             workers=self.options.workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -226,12 +235,15 @@ class Trainer:
         targets = batch.targets.to(self.device, non_blocking=True)
         before = [buffer.clone() for buffer in self._buffers]
         with self.precision.autocast(self.device):
-            losses: dict[str, Tensor] = self.model(images, targets)
+            losses: dict[str, Tensor] = self._network(images, targets)
         box_loss, class_loss = losses["bbox_regression"], losses["classification"]
         self._optimizer.zero_grad()
         (box_loss + class_loss).backward()
         norm = clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
-        values = torch.stack([box_loss.detach(), class_loss.detach(), norm]).tolist()
+        # Of all processes, so that they agree on whether to take the step.
+        values = self.world.mean(
+            torch.stack([box_loss.detach(), class_loss.detach(), norm.detach()])
+        ).tolist()
         skipped = not all(map(math.isfinite, values))
         learning_rate = self._set_learning_rate()
         if skipped:
@@ -244,3 +256,31 @@ class Trainer:
         self.step += 1
         self.dropped_boxes += batch.targets.dropped
         return StepReport(self.step, values[0], values[1], learning_rate, skipped)
+
+
+def _check_shares(model: SSD, batch_size: int, world: World) -> None:
+    """Raises ValueError if a process would get too few images."""
+    smallest = batch_size // world.size
+    if smallest < 1:
+        raise ValueError(
+            f"batch_size: {batch_size} images a step do not go round {world.size} processes; take"
+            f" {world.size} or more"
+        )
+    norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    if smallest == 1 and norms and not (world.size > 1 and world.device.type == "cuda"):
+        least = "2 or more" if world.size == 1 else f"{2 * world.size} or more"
+        raise ValueError(
+            f"batch_size: batch norm cannot learn from one image; take {least}, or norm=False"
+        )
+
+
+def _count_together(model: SSD, world: World) -> None:
+    """Makes the mean of the processes' gradients that of one process on the whole batch."""
+    if world.size == 1:
+        return
+    normalizer = model.loss.options["normalizer"]
+    if normalizer not in ("positives", "world"):
+        raise ValueError(
+            f"normalizer: {normalizer!r} depends on how many processes train; take 'positives'"
+        )
+    model.loss.options["normalizer"] = "world"

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What `ssd-fast train` does: steps, checkpoints, validations and results."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from ssd_fast.cli.train import CHECKPOINT, Train
+
+if TYPE_CHECKING:
+    from ssd_fast.engine.batches import DetectionDataset
+    from ssd_fast.engine.distributed import World
+    from ssd_fast.engine.evaluation import Evaluation
+    from ssd_fast.engine.log import RunLog
+    from ssd_fast.engine.trainer import Trainer
+
+__all__ = ["TrainingRun"]
+
+
+class TrainingRun:
+    """One start of a training run: everything between the options and the exit status.
+
+    Args:
+        options: of the command.
+        saved: the checkpoint to go on from, or None.
+        world: the processes that train together; the first one speaks and writes.
+    """
+
+    def __init__(self, options: Train, saved: dict[str, Any] | None, world: World) -> None:
+        from ssd_fast.cli.console import Console
+        from ssd_fast.cli.datasets import open_dataset, pick_image_set, tell_problems
+
+        self.options = options
+        self.folder = options.output
+        self.world = world
+        self.console = Console(quiet=not world.is_main)
+        self.dataset, problems = open_dataset(options.data, options.train_set)
+        tell_problems(problems, options.train_set, self.console)
+        among = ("val", "test", options.train_set)
+        self.validation_set = pick_image_set(options.data, options.validation_set, among=among)
+        self.validation, problems = open_dataset(
+            options.data, self.validation_set, self.dataset.class_names
+        )
+        tell_problems(problems, self.validation_set, self.console)
+        self.trainer = _make_trainer(options, self.dataset, world)
+        self.seconds = 0.0
+        if saved is not None:
+            self._restore(saved)
+
+    def run(self) -> int:
+        """Trains what is left, evaluates, and writes the results."""
+        from ssd_fast.engine.log import RunLog
+
+        self._introduce()
+        path = self.folder / "log.jsonl" if self.world.is_main else None
+        with RunLog(path, step=self.trainer.step) as log:
+            stopped_by = self._train(log)
+            rows = log.rows
+        if stopped_by is not None:
+            return self._stopped(stopped_by)
+        if self.trainer.skipped:
+            self.console.say(f"{self.trainer.skipped} steps were skipped: no finite loss")
+        if self.trainer.dropped_boxes:
+            self.console.say(f"{self.trainer.dropped_boxes} broken boxes were left out of batches")
+        evaluation = self._evaluate()
+        if evaluation is not None:
+            self._finish(evaluation, rows)
+        return 0
+
+    def _introduce(self) -> None:
+        model, trainer = self.trainer.model, self.trainer
+        count = sum(p.numel() for p in model.parameters()) / 1e6
+        self.console.say(
+            f"{model.config['architecture']}, width {self.options.width}: {count:.2f} million"
+            f" parameters, {len(model.priors)} boxes, on {trainer.device.type} in"
+            f" {trainer.precision}"
+        )
+        if self.world.size > 1:
+            self.console.say(
+                f"{self.world.size} processes share the {trainer.options.batch_size} images of a"
+                " step"
+            )
+        names = ", ".join(self.dataset.class_names)
+        self.console.say(
+            f"{len(self.dataset)} images to train on, {len(self.validation)} to validate on;"
+            f" {len(self.dataset.class_names)} classes: {names}"
+        )
+        if trainer.step:
+            self.console.say(f"Going on after step {trainer.step} of {trainer.options.steps}")
+
+    def _train(self, log: RunLog) -> int | None:
+        """Takes the steps; returns the signal that stopped them, if one did."""
+        from ssd_fast.cli.console import TrainingProgress
+        from ssd_fast.engine.interruption import Interruption
+
+        trainer, options = self.trainer, self.trainer.options
+        look = self._steps_between_validations()
+        saved_at = begun = time.monotonic()
+        before = self.seconds
+        with (
+            Interruption() as interruption,
+            TrainingProgress(
+                self.console,
+                start=trainer.step,
+                steps=options.steps,
+                batch_size=options.batch_size,
+            ) as progress,
+        ):
+            for report in trainer.run():
+                progress.update(report)
+                log.write(
+                    report.step,
+                    box_loss=report.box_loss,
+                    class_loss=report.class_loss,
+                    learning_rate=report.learning_rate,
+                )
+                if report.step % look == 0 and report.step < options.steps:
+                    self._save(log)  # an evaluation takes a while, and a second Ctrl-C cuts it
+                    evaluation = self._evaluate()
+                    if evaluation is not None:
+                        score = evaluation.at_50.mean
+                        log.write(report.step, map_50=score)
+                        self.console.say(f"step {report.step}: mAP@0.5 {score:.3f}")
+                now = time.monotonic()
+                self.seconds = before + now - begun
+                if now - saved_at > self.options.save_every:
+                    saved_at = now
+                    self._save(log)
+                # The signal reaches one process, or each at another step: they stop together.
+                if self.world.any(interruption.signal is not None):
+                    break
+            self._save(log)
+        if trainer.step == options.steps:
+            return None
+        return interruption.signal or signal.SIGTERM
+
+    def _steps_between_validations(self) -> int:
+        """How many steps `validate_every` epochs are; more than the run has for none."""
+        epochs = self.options.validate_every
+        if epochs <= 0:
+            return self.trainer.options.steps
+        return max(1, round(epochs * len(self.dataset) / self.options.batch_size))
+
+    def _save(self, log: RunLog) -> None:
+        """Writes the checkpoint, after the log that belongs to it."""
+        if not self.world.is_main:
+            return
+        from ssd_fast.engine.checkpoint import save_checkpoint
+
+        log.flush()
+        state = {
+            "options": self.options.saved(),
+            "class_names": list(self.dataset.class_names),
+            "images": len(self.dataset),
+            "seconds": self.seconds,
+            "trainer": self.trainer.state_dict(),
+        }
+        save_checkpoint(self.folder / CHECKPOINT, state)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Takes over a checkpoint, if it was made with this dataset."""
+        names, images = tuple(saved["class_names"]), saved["images"]
+        if names != self.dataset.class_names or images != len(self.dataset):
+            raise ValueError(
+                f"--data: the run in {self.folder} was started on {images} images of"
+                f" {', '.join(names)}; these are {len(self.dataset)} images of"
+                f" {', '.join(self.dataset.class_names)}"
+            )
+        self.trainer.load_state_dict(saved["trainer"])
+        self.seconds = saved["seconds"]
+
+    def _stopped(self, number: int) -> int:
+        """Says how to go on; the status is what shells give for the signal."""
+        self.console.say(
+            f"Stopped and saved after step {self.trainer.step} of {self.trainer.options.steps}."
+            f" Go on with: ssd-fast train --resume --output {self.folder}"
+        )
+        return 128 + number
+
+    def _evaluate(self) -> Evaluation | None:
+        """The averaged model on the validation images, of which each process takes a share.
+
+        Returns:
+            The evaluation, in the main process.
+        """
+        from ssd_fast.cli.evaluate import evaluate_shown
+        from ssd_fast.engine.distributed_evaluation import evaluate_together
+
+        model, precision = self.trainer.averaged_model, self.trainer.precision
+        if self.world.size == 1:
+            return evaluate_shown(model, self.validation, precision, self.console)
+        return evaluate_together(model, self.validation, self.world, precision=precision)
+
+    def _finish(self, evaluation: Evaluation, rows: list[dict[str, Any]]) -> None:
+        """Writes weights, numbers and curves, and prints them."""
+        from ssd_fast.engine.output import write_file
+        from ssd_fast.engine.plots import plot_training
+        from ssd_fast.engine.weights import save_weights
+
+        metrics = {
+            **evaluation.metrics(),
+            "image_set": self.validation_set,
+            "steps": self.trainer.step,
+            "skipped_steps": self.trainer.skipped,
+            "training_seconds": round(self.seconds, 1),
+            "precision": str(self.trainer.precision),
+            "options": self.options.saved(),
+        }
+        weights = self.folder / "weights.safetensors"
+        save_weights(weights, self.trainer.averaged_model, self.dataset.class_names)
+        write_file(self.folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+        write_file(self.folder / "training.png", plot_training(rows, evaluation))
+        self.console.show_average_precision(evaluation)
+        self.console.say(f"Trained in {self.seconds:.0f} s. Wrote {weights}; now look:")
+        self.console.say(f"  ssd-fast predict --weights {weights} IMAGE...")
+        print(f"mAP@0.5 {evaluation.at_50.mean:.3f}", flush=True)
+
+
+def _make_trainer(options: Train, dataset: DetectionDataset, world: World) -> Trainer:
+    """A new model for the classes of the dataset, and what trains it."""
+    import torch
+
+    from ssd_fast.engine.initialisation import quiet_heads
+    from ssd_fast.engine.precision import choose_precision
+    from ssd_fast.engine.trainer import Trainer, TrainingOptions
+    from ssd_fast.models.ssd import ssd300_vgg16
+
+    if not 0.0 < options.epochs < math.inf:
+        raise ValueError(f"--epochs: expected more than 0, got {options.epochs}")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size: expected 1 or more, got {options.batch_size}")
+    steps = math.ceil(options.epochs * len(dataset) / options.batch_size)
+    training = TrainingOptions(
+        steps=steps if options.steps is None else options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warmup=options.warmup,
+        weight_decay=options.weight_decay,
+        augment=options.augment,
+        seed=options.seed,
+        workers=options.workers,
+    )
+    torch.manual_seed(options.seed)
+    model = ssd300_vgg16(
+        len(dataset.class_names) + 1,
+        width=options.width,
+        norm=options.norm,
+        priors=options.priors,
+    )
+    quiet_heads(model)
+    precision = choose_precision(world.device, options.precision)
+    return Trainer(model.to(world.device), dataset, training, precision=precision, world=world)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Several processes as one run: what torchrun starts, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["World", "process_group", "was_restarted"]
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        device: where this process computes.
+        rank: its number, from 0; process 0 alone writes files.
+        size: how many there are.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """This process's part of `count` things in a row; the parts differ by at most one."""
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def batches(self, count: int, batch_size: int) -> list[int]:
+        """This process's part of `count` things, in turns of whole batches.
+
+        Each batch is one that a single process would make, so that its results are the same.
+        """
+        starts = range(self.rank * batch_size, count, self.size * batch_size)
+        return [i for start in starts for i in range(start, min(start + batch_size, count))]
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The model with gradients averaged over the processes; the model itself if it is alone.
+
+        On GPUs batch norm takes its statistics from all processes; PyTorch has no such layer for
+        the CPU, where each process normalises by its own images and process 0's running
+        statistics count.
+        """
+        if self.size == 1:
+            return model
+        cuda = self.device.type == "cuda"
+        if cuda:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return DistributedDataParallel(
+            model, device_ids=[self.device] if cuda else None, gradient_as_bucket_view=True
+        )
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of every process's values, which are changed in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor([flag], dtype=torch.int32, device=self.device)
+        dist.all_reduce(flags)
+        return bool(flags.item())
+
+    def gather(self, items: Sequence[Item]) -> list[list[Item]]:
+        """Every process's list, in process 0; nothing in the others."""
+        if self.size == 1:
+            return [list(items)]
+        lists: list[list[Item] | None] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(list(items), lists)
+        return [found for found in lists or [] if found is not None]
+
+    def copy_buffers(self, model: nn.Module) -> None:
+        """Gives process 0's running statistics to all."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+@contextmanager
+def process_group() -> Iterator[World]:
+    """Joins the processes that torchrun started; a process that nobody started is a world alone.
+
+    Yields:
+        The world. Its device is the GPU of the process's number on its machine, or the CPU.
+    """
+    cuda = torch.cuda.is_available()
+    if not dist.is_torchelastic_launched():
+        yield World(torch.device("cuda" if cuda else "cpu"))
+        return
+    device = torch.device("cuda", dist.get_node_local_rank()) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    # Objects and small flags go through gloo on the CPU; torchrun's variables say who and where.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    try:
+        yield World(device, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def was_restarted() -> bool:
+    """Whether torchrun started this process again, after one of the run's processes had died."""
+    # torchrun's protocol; torch has no function for it.
+    launched = dist.is_torchelastic_launched()
+    return launched and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Evaluation by several processes: each detects in its share, one scores everything."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ssd_fast.engine.batches import DetectionDataset
+from ssd_fast.engine.distributed import World
+from ssd_fast.engine.evaluation import Evaluation, detect_dataset, score_detections
+from ssd_fast.engine.precision import Precision
+from ssd_fast.models.ssd import SSD
+
+__all__ = ["evaluate_together"]
+
+
+class _Part:
+    """Some images of a dataset."""
+
+    def __init__(self, dataset: DetectionDataset, indices: list[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.dataset.class_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.dataset[self.indices[index]]
+
+
+def evaluate_together(
+    model: SSD,
+    dataset: DetectionDataset,
+    world: World,
+    *,
+    precision: Precision,
+    batch_size: int = 16,
+) -> Evaluation | None:
+    """Average precision on a dataset whose images the processes share out.
+
+    The processes detect in the batches that one alone would make, in turn, and the lists are put
+    back into the dataset's order: no image counts twice, and the result is that of one process.
+
+    Args:
+        model: equal in all processes but for running statistics, which process 0 gives to all;
+            put in evaluation mode.
+        dataset: the same in all processes.
+        world: the processes.
+        precision: arithmetic of the model.
+        batch_size: images at a time.
+
+    Returns:
+        The evaluation in process 0, None in the others.
+    """
+    world.copy_buffers(model)
+    indices = world.batches(len(dataset), batch_size)
+    detections: list[dict[str, Tensor]] = []
+    targets: list[dict[str, Tensor]] = []
+    part = _Part(dataset, indices)
+    for found, there in detect_dataset(model, part, precision=precision, batch_size=batch_size):
+        detections += found
+        targets += there
+    gathered = world.gather(list(zip(indices, detections, targets, strict=True)))
+    if not world.is_main:
+        return None
+    rows = sorted((row for rows in gathered for row in rows), key=lambda row: row[0])
+    return score_detections(
+        [found for _, found, _ in rows], [there for _, _, there in rows], dataset.class_names
+    )
