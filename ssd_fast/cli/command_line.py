@@ -68,13 +68,15 @@ def _parse(arguments: Sequence[str]) -> _Command:
     from ssd_fast.cli.evaluate import Evaluate
     from ssd_fast.cli.export import Export
     from ssd_fast.cli.predict import Predict
+    from ssd_fast.cli.recipes import recipe_options
     from ssd_fast.cli.train import Train
 
     subcommand = tyro.conf.subcommand
+    recipe = recipe_options(arguments[1:]) if arguments[:1] == ["train"] else {}
     command: _Command = tyro.cli(
         Annotated[Demo, subcommand("demo")]
         | Annotated[Check, subcommand("check")]
-        | Annotated[Train, subcommand("train")]
+        | Annotated[Train, subcommand("train", default=Train(**recipe))]
         | Annotated[Evaluate, subcommand("eval")]
         | Annotated[Predict, subcommand("predict")]
         | Annotated[Export, subcommand("export")]

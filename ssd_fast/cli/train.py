@@ -25,6 +25,10 @@ class Train:
     """Folder for weights.safetensors, checkpoint.pt, log.jsonl, metrics.json and training.png."""
     resume: bool = False
     """Go on with the run in the output folder, with its options."""
+    recipe: Literal["", "paper-voc", "torchvision-coco", "finetune"] = ""
+    """Options that belong together; typed ones go on top, and --recipe NAME --help shows them.
+    paper-voc: SSD paper, section 3.1. torchvision-coco: torchvision's references/detection.
+    finetune: a detector's backbone (--backbone-weights) on data of one's own."""
     epochs: float = 100.0
     """How often every image is seen."""
     steps: int | None = None
@@ -37,20 +41,42 @@ class Train:
     """Batch norm after each convolution, which training from scratch needs."""
     priors: str = "voc"
     """Prior boxes: voc, coco, torchvision, nvidia, sgrvinod or caffe-voc."""
+    backbone_weights: str = ""
+    """What the backbone starts with: a file, or VGG16_Weights.IMAGENET1K_FEATURES of torchvision;
+    a file is of ssd_fast, of an SSD300 that ssd_fast.convert knows, or of VGG16. none: random."""
+    freeze: int = 0
+    """Stages of the backbone, conv1 to conv5, that keep their weights."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum."""
     learning_rate: float = 3e-3
-    """Peak of the schedule, reached after the warm-up and left by a cosine."""
+    """Peak of the schedule, reached after the warm-up."""
+    momentum: float = 0.9
+    """Of SGD."""
+    schedule: Literal["cosine", "multistep"] = "cosine"
+    """How the learning rate falls: by a cosine to 0, or at milestones."""
+    milestones: tuple[float, ...] = (2 / 3, 5 / 6)
+    """Where multistep lowers it, as shares of the run."""
+    gamma: float = 0.1
+    """What multistep multiplies it by."""
     warmup: int = 100
     """Steps of warm-up."""
     weight_decay: float = 5e-4
-    """Of convolution weights."""
+    """Of convolution weights; biases and norms do not decay."""
+    clip_norm: float = 10.0
+    """Limit of the gradient's norm; inf for none."""
+    average: float = 0.99
+    """Decay of the moving average of the weights, which is evaluated and saved; 0 for none."""
     augment: Literal["ssd", "flip", "none"] = "ssd"
     """ssd is the paper's: zoom-out, crop, mirror and colour."""
     seed: int = 0
     """Of the weights, the order and the augmentation."""
     workers: int = 0
     """Processes that read images; 0 reads in this one. Small sets stay in memory."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the model; auto is bfloat16 where the hardware multiplies it."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the model; auto is bfloat16 where the hardware multiplies it. float16, with
+    scaled gradients, needs a GPU."""
+    compile: Literal["no", "default", "cuda-graphs"] = "no"
+    """Compile the model and its loss by torch.compile; cuda-graphs needs a GPU."""
     train_set: str = "train"
     """Set of the folder to train on."""
     validation_set: str = ""
@@ -102,7 +128,7 @@ class Train:
 
         path = self.output / CHECKPOINT
         saved = load_checkpoint(path)
-        missing = {"options", "trainer", "class_names", "images", "seconds"} - saved.keys()
+        missing = {"options", "trainer", "model", "class_names", "images", "seconds"} - saved.keys()
         if missing:
             raise ValueError(
                 f"{path} is no checkpoint of `ssd-fast train`: {', '.join(sorted(missing))} missing"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ssd_fast.engine.evaluation import Evaluation
     from ssd_fast.engine.log import RunLog
     from ssd_fast.engine.trainer import Trainer
+    from ssd_fast.models.ssd import SSD
 
 __all__ = ["TrainingRun"]
 
@@ -46,10 +48,14 @@ class TrainingRun:
             options.data, self.validation_set, self.dataset.class_names
         )
         tell_problems(problems, self.validation_set, self.console)
-        self.trainer = _make_trainer(options, self.dataset, world)
+        if saved is not None:
+            self._check_data(saved)
+        config = saved["model"] if saved is not None else None
+        self.trainer = _make_trainer(options, self.dataset, world, config)
         self.seconds = 0.0
         if saved is not None:
-            self._restore(saved)
+            self.trainer.load_state_dict(saved["trainer"])
+            self.seconds = saved["seconds"]
 
     def run(self) -> int:
         """Trains what is left, evaluates, and writes the results."""
@@ -157,12 +163,13 @@ class TrainingRun:
             "class_names": list(self.dataset.class_names),
             "images": len(self.dataset),
             "seconds": self.seconds,
+            "model": self.trainer.averaged_model.config,
             "trainer": self.trainer.state_dict(),
         }
         save_checkpoint(self.folder / CHECKPOINT, state)
 
-    def _restore(self, saved: dict[str, Any]) -> None:
-        """Takes over a checkpoint, if it was made with this dataset."""
+    def _check_data(self, saved: dict[str, Any]) -> None:
+        """Raises ValueError for a checkpoint that was made with another dataset."""
         names, images = tuple(saved["class_names"]), saved["images"]
         if names != self.dataset.class_names or images != len(self.dataset):
             raise ValueError(
@@ -170,8 +177,6 @@ class TrainingRun:
                 f" {', '.join(names)}; these are {len(self.dataset)} images of"
                 f" {', '.join(self.dataset.class_names)}"
             )
-        self.trainer.load_state_dict(saved["trainer"])
-        self.seconds = saved["seconds"]
 
     def _stopped(self, number: int) -> int:
         """Says how to go on; the status is what shells give for the signal."""
@@ -220,37 +225,49 @@ class TrainingRun:
         print(f"mAP@0.5 {evaluation.at_50.mean:.3f}", flush=True)
 
 
-def _make_trainer(options: Train, dataset: DetectionDataset, world: World) -> Trainer:
-    """A new model for the classes of the dataset, and what trains it."""
+def _make_trainer(
+    options: Train, dataset: DetectionDataset, world: World, config: dict[str, Any] | None
+) -> Trainer:
+    """A model for the classes of the dataset, new or as a checkpoint's config, and its trainer."""
     import torch
 
-    from ssd_fast.engine.initialisation import quiet_heads
     from ssd_fast.engine.precision import choose_precision
     from ssd_fast.engine.trainer import Trainer, TrainingOptions
-    from ssd_fast.models.ssd import ssd300_vgg16
+    from ssd_fast.models.ssd import SSD
 
     if not 0.0 < options.epochs < math.inf:
         raise ValueError(f"--epochs: expected more than 0, got {options.epochs}")
     if options.batch_size < 1:
         raise ValueError(f"--batch-size: expected 1 or more, got {options.batch_size}")
-    steps = math.ceil(options.epochs * len(dataset) / options.batch_size)
-    training = TrainingOptions(
-        steps=steps if options.steps is None else options.steps,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        warmup=options.warmup,
-        weight_decay=options.weight_decay,
-        augment=options.augment,
-        seed=options.seed,
-        workers=options.workers,
-    )
+    # The options of the same names; the others of the command are no matter of the trainer.
+    names = {field.name for field in dataclasses.fields(TrainingOptions)}
+    chosen = {name: value for name, value in options.saved().items() if name in names}
+    if options.steps is None:
+        chosen["steps"] = math.ceil(options.epochs * len(dataset) / options.batch_size)
+    training = TrainingOptions(**chosen)
     torch.manual_seed(options.seed)
+    classes = len(dataset.class_names) + 1
+    model = _new_model(options, classes) if config is None else SSD.from_config(config)
+    precision = choose_precision(world.device, options.precision)
+    return Trainer(model.to(world.device), dataset, training, precision=precision, world=world)
+
+
+def _new_model(options: Train, num_classes: int) -> SSD:
+    """A detector with random weights, or with those of a backbone and heads that know nothing."""
+    from ssd_fast.engine.backbone_weights import read_backbone
+    from ssd_fast.engine.initialisation import quiet_heads
+    from ssd_fast.models.ssd import ssd300_vgg16
+
+    source = options.backbone_weights
+    weights = read_backbone(source) if source not in ("", "none") else None
     model = ssd300_vgg16(
-        len(dataset.class_names) + 1,
+        num_classes,
         width=options.width,
         norm=options.norm,
         priors=options.priors,
+        **weights.pixels if weights else {},
     )
+    if weights:
+        weights.load_into(model)
     quiet_heads(model)
-    precision = choose_precision(world.device, options.precision)
-    return Trainer(model.to(world.device), dataset, training, precision=precision, world=world)
+    return model

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ssd_fast.data import BrokenSample
 from ssd_fast.data.augmentation import Augmentation
 from ssd_fast.targets import Targets
 
@@ -37,10 +38,15 @@ class Batch(NamedTuple):
     Attributes:
         images: (B, 3, S, S) uint8.
         targets: boxes in [0, 1]; `dropped` counts the broken boxes that are not among them.
+        indices: which images of the dataset they are.
+        broken: what is wrong with the files that did not decode, one line each; the next images of
+            the dataset took their places.
     """
 
     images: Tensor
     targets: Targets
+    indices: tuple[int, ...] = ()
+    broken: tuple[str, ...] = ()
 
 
 class _Sample(NamedTuple):
@@ -48,6 +54,8 @@ class _Sample(NamedTuple):
     boxes: Tensor  # (n, 4) float32 in [0, 1]
     labels: Tensor  # (n,) int64
     dropped: int  # broken boxes left out
+    index: int
+    broken: tuple[str, ...]  # images that did not decode before this one did
 
 
 class _Read(NamedTuple):
@@ -72,33 +80,54 @@ class TrainingSamples(Dataset[_Sample]):
         self.augmentation = augmentation
         self._room = keep_bytes
         self._kept: dict[int, _Read] = {}
+        self._broken: dict[int, str] = {}
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.dataset)
 
     def __getitem__(self, draw: tuple[int, int]) -> _Sample:
-        """Draws a sample.
+        """Draws a sample; the next image of the dataset stands in for one that does not decode.
 
         Args:
             draw: index of the image, and the seed of its augmentation.
 
         Returns:
             The image and its objects.
+
+        Raises:
+            ValueError: no image of the dataset decodes.
         """
-        index, seed = draw
+        first, seed = draw
+        broken = []
+        for place in range(first, first + len(self)):
+            index = place % len(self)
+            read = self._read(index)
+            if isinstance(read, _Read):
+                generator = torch.Generator().manual_seed(seed)
+                image, target = self.augmentation(read.image, read.target, generator)
+                boxes = target["boxes"] / self.augmentation.size
+                return _Sample(image, boxes, target["labels"], read.dropped, index, tuple(broken))
+            broken.append(read)
+        raise ValueError(f"dataset: none of its {len(self)} images decodes; {broken[0]}")
+
+    def _read(self, index: int) -> _Read | str:
+        """An image as it was decoded, or what is wrong with it; once, while there is room."""
+        if index in self._broken:
+            return self._broken[index]
         read = self._kept.get(index)
         if read is None:
-            read = self._read(index)
+            try:
+                read = self._decode(index)
+            except BrokenSample as error:
+                self._broken[index] = str(error)
+                return self._broken[index]
             if read.image.numel() <= self._room:
                 self._room -= read.image.numel()
                 self._kept[index] = read
-        generator = torch.Generator().manual_seed(seed)
-        image, target = self.augmentation(read.image, read.target, generator)
-        boxes = target["boxes"] / self.augmentation.size
-        return _Sample(image, boxes, target["labels"], read.dropped)
+        return read
 
-    def _read(self, index: int) -> _Read:
+    def _decode(self, index: int) -> _Read:
         image, target = self.dataset[index]
         boxes, labels = target["boxes"], target["labels"]
         # Before augmentation, which leaves out what it crops away, so that both are not mixed up.
@@ -154,7 +183,9 @@ def _collate(samples: Sequence[_Sample]) -> Batch:
     targets = [{"boxes": sample.boxes, "labels": sample.labels} for sample in samples]
     packed = Targets.pack(targets, invalid="drop")
     dropped = packed.dropped + sum(sample.dropped for sample in samples)
-    return Batch(images, packed._replace(dropped=dropped))
+    indices = tuple(sample.index for sample in samples)
+    broken = tuple(line for sample in samples for line in sample.broken)
+    return Batch(images, packed._replace(dropped=dropped), indices, broken)
 
 
 def batches(

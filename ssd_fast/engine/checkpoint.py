@@ -15,7 +15,7 @@ from ssd_fast.engine.output import write_file
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which arithmetic a model runs in: bfloat16 where the hardware has it, float32 elsewhere."""
+"""Which arithmetic a model runs in: bfloat16 where the hardware has it, float32 elsewhere.
+
+float16, whose gradients need a scale (`Trainer`), is for GPUs and taken only if it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ class Precision:
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context in which to run the model on `device`."""
         return torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16
+            device.type,
+            dtype=torch.bfloat16 if self.dtype == torch.float32 else self.dtype,
+            enabled=self.dtype != torch.float32,
         )
 
     def __str__(self) -> str:
@@ -35,9 +40,9 @@ class Precision:
 
 
 def choose_precision(
-    device: torch.device, wanted: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: torch.device, wanted: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 ) -> Precision:
-    """Chooses between float32 and autocast to bfloat16.
+    """Chooses between float32 and autocast to bfloat16 or, on a GPU, float16.
 
     On a processor that has no bfloat16 instructions it is emulated and slower than float32.
 
@@ -49,14 +54,20 @@ def choose_precision(
         The choice with its reason.
 
     Raises:
-        ValueError: an unknown word.
+        ValueError: an unknown word, or float16 without a GPU.
     """
     if wanted == "float32":
         return Precision(torch.float32, "asked for")
     if wanted == "bfloat16":
         return Precision(torch.bfloat16, "asked for")
+    if wanted == "float16":
+        if device.type != "cuda":
+            raise ValueError(
+                f"precision: float16 needs a GPU, not {device.type}; take bfloat16 or float32"
+            )
+        return Precision(torch.float16, "asked for")
     if wanted != "auto":
-        raise ValueError(f"precision: expected auto, float32 or bfloat16, got {wanted!r}")
+        raise ValueError(f"precision: expected auto, float32, bfloat16 or float16, got {wanted!r}")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(torch.bfloat16, "the GPU has bfloat16 units")

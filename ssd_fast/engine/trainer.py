@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import math
+import random
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ssd_fast.data.augmentation import Augmentation
 from ssd_fast.engine.batches import Batch, DetectionDataset, TrainingSamples, batches
 from ssd_fast.engine.distributed import World
-from ssd_fast.engine.optimizer import cosine_schedule, make_optimizer
+from ssd_fast.engine.frozen import freeze_stages
+from ssd_fast.engine.nan_watch import first_offender
+from ssd_fast.engine.optimizer import learning_rate_factor, make_optimizer
+from ssd_fast.engine.options import TrainingOptions
 from ssd_fast.engine.precision import Precision
 from ssd_fast.models.ssd import SSD
+from ssd_fast.targets import Targets
 
 __all__ = ["Diverged", "StepReport", "Trainer", "TrainingOptions"]
 
@@ -30,56 +36,6 @@ _AUGMENTATIONS: dict[str, dict[str, float]] = {
 }
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train.
-
-    Attributes:
-        steps: of the whole run.
-        batch_size: images a step, of all processes together.
-        learning_rate: peak of the schedule.
-        warmup: steps of linear rise before the cosine.
-        weight_decay: of convolution weights.
-        clip_norm: limit of the gradient's norm.
-        average: decay of the moving average of the weights, which is what is evaluated and saved.
-        augment: "ssd" for the paper's zoom-out, crop, mirror and colour, "flip" to mirror half of
-            the images, or "none".
-        seed: of the order and the augmentation.
-        workers: processes that read images; 0 reads in the training process.
-        max_skipped: so many steps in a row without a finite loss end the run.
-    """
-
-    steps: int
-    batch_size: int = 8
-    learning_rate: float = 3e-3
-    warmup: int = 50
-    weight_decay: float = 5e-4
-    clip_norm: float = 10.0
-    average: float = 0.99
-    augment: Literal["ssd", "flip", "none"] = "ssd"
-    seed: int = 0
-    workers: int = 0
-    max_skipped: int = 10
-
-    def __post_init__(self) -> None:
-        """Checks every number once, before anything is read or built."""
-        limits = {
-            "steps": self.steps >= 1,
-            "batch_size": self.batch_size >= 1,
-            "learning_rate": 0 < self.learning_rate < math.inf,
-            "warmup": self.warmup >= 0,
-            "weight_decay": 0 <= self.weight_decay < math.inf,
-            "clip_norm": self.clip_norm > 0,
-            "average": 0 <= self.average < 1,
-            "workers": self.workers >= 0,
-            "max_skipped": self.max_skipped >= 1,
-            "augment": self.augment in _AUGMENTATIONS,
-        }
-        for name, good in limits.items():
-            if not good:
-                raise ValueError(f"{name}: {getattr(self, name)} is out of range")
-
-
 class StepReport(NamedTuple):
     """What one step did.
 
@@ -89,6 +45,9 @@ class StepReport(NamedTuple):
         class_loss: cross-entropy part.
         learning_rate: of this step.
         skipped: whether a loss or the gradient was not finite, so that nothing was learned.
+        offender: the first image whose loss alone is not finite, by its path or number; "" if the
+            step was taken, or if it is no single image's.
+        broken: of this process's images, what is wrong with those that did not decode.
     """
 
     step: int
@@ -96,6 +55,8 @@ class StepReport(NamedTuple):
     class_loss: float
     learning_rate: float
     skipped: bool
+    offender: str = ""
+    broken: tuple[str, ...] = ()
 
 
 class Diverged(ValueError):
@@ -107,7 +68,8 @@ class Trainer:
 
     `run` yields after every step; between two steps `state_dict` is the whole state of the run. A
     Trainer that loads it goes on bit for bit as the first would have (on a CPU, with the same
-    number of threads).
+    number of threads): the order of the images, their augmentation, the learning rate and the
+    model's own random numbers are functions of the seed and the step.
 
     Several processes, each with a Trainer of the same arguments and its own `world`, train as one
     would on the same batches: the positives of all are counted together, and gradients are
@@ -123,7 +85,11 @@ class Trainer:
     Attributes:
         step: steps done.
         skipped: steps whose loss was not finite.
-        dropped_boxes: broken boxes that were left out of batches.
+        dropped_boxes: broken boxes that were left out of this process's batches.
+        seconds_waiting: of this process, for images.
+
+    Raises:
+        ValueError: options that the model or the device cannot follow.
     """
 
     def __init__(
@@ -140,6 +106,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.world = world or World(self.device)
         _check_shares(model, options.batch_size, self.world)
+        self._frozen = freeze_stages(model, options.freeze)
         # Only the newest torch annotates this argument of Module.to.
         layout: dict[str, Any] = {"memory_format": torch.channels_last}
         self.model = model.to(**layout)
@@ -147,19 +114,29 @@ class Trainer:
         augmentation = Augmentation(model.transform.size, **_AUGMENTATIONS[options.augment])
         self._samples = TrainingSamples(dataset, augmentation, keep_bytes=share)
         self._optimizer = make_optimizer(
-            model, learning_rate=options.learning_rate, weight_decay=options.weight_decay
+            model,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            optimizer=options.optimizer,
+            momentum=options.momentum,
         )
+        # float16 gradients vanish without a scale; for the other dtypes this does nothing.
+        half = precision.dtype == torch.float16
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self._average = AveragedModel(
             model, multi_avg_fn=get_ema_multi_avg_fn(options.average), use_buffers=True
         )
         # After the copy, which is saved and need not know how many processes trained it.
         _count_together(model, self.world)
         self._network = self.world.parallel(model)
+        self._compile()
         # A step that is skipped must not leave its NaN in the running statistics either.
         self._buffers = [b for b in model.buffers() if b.is_floating_point()]
         self.step = 0
         self.skipped = 0
         self.dropped_boxes = 0
+        self.seconds_waiting = 0.0
+        self._skipped_in_a_row = 0
 
     @property
     def averaged_model(self) -> SSD:
@@ -175,24 +152,31 @@ class Trainer:
         Raises:
             Diverged: too many steps in a row had no finite loss.
         """
-        loader = batches(
-            self._samples,
-            batch_size=self.options.batch_size,
-            seed=self.options.seed,
-            start=self.step,
-            stop=self.options.steps,
-            share=self.world.share(self.options.batch_size),
-            workers=self.options.workers,
-            pin_memory=self.device.type == "cuda",
+        loader = iter(
+            batches(
+                self._samples,
+                batch_size=self.options.batch_size,
+                seed=self.options.seed,
+                start=self.step,
+                stop=self.options.steps,
+                share=self.world.share(self.options.batch_size),
+                workers=self.options.workers,
+                pin_memory=self.device.type == "cuda",
+            )
         )
-        in_a_row = 0
-        for batch in loader:
+        while True:
+            begun = time.monotonic()
+            batch = next(loader, None)
+            self.seconds_waiting += time.monotonic() - begun
+            if batch is None:
+                return
             report = self._train(batch)
-            in_a_row = in_a_row + 1 if report.skipped else 0
-            if in_a_row == self.options.max_skipped:
+            if self._skipped_in_a_row == self.options.max_skipped:
+                image = f"; the first image without one was {report.offender}"
                 raise Diverged(
-                    f"the loss was not finite in {in_a_row} steps in a row, up to step {self.step};"
-                    " lower the learning rate, or check the boxes"
+                    f"the loss was not finite in {self._skipped_in_a_row} steps in a row, up to"
+                    f" step {self.step}{image if report.offender else ''}; lower the learning"
+                    " rate, or check the boxes"
                 )
             yield report
 
@@ -205,6 +189,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -219,43 +204,116 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+    def _compile(self) -> None:
+        """Compiles the model with its loss, if the options ask for it."""
+        wanted = self.options.compile
+        if wanted == "cuda-graphs" and self.device.type != "cuda":
+            raise ValueError(
+                f"compile: CUDA graphs need a GPU, not {self.device.type}; take 'default'"
+            )
+        if wanted != "no":
+            mode = "reduce-overhead" if wanted == "cuda-graphs" else None
+            self._network.compile(mode=mode)  # type: ignore[no-untyped-call]
 
     def _set_learning_rate(self) -> float:
         """The schedule is a function of the step alone, so it has no state to save."""
-        options = self.options
-        factor = cosine_schedule(self.step, steps=options.steps, warmup=options.warmup)
+        rate = self.options.learning_rate * learning_rate_factor(self.step, self.options)
         for group in self._optimizer.param_groups:
-            group["lr"] = options.learning_rate * factor
-        return options.learning_rate * factor
+            group["lr"] = rate
+        return rate
 
     def _train(self, batch: Batch) -> StepReport:
         """One step: forward, backward, update; or nothing, if the loss is not finite."""
-        self.model.train()
+        self._network.train()
+        for stage in self._frozen:
+            stage.eval()
         images = batch.images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         targets = batch.targets.to(self.device, non_blocking=True)
+        if self.options.compile != "no":
+            targets = _padded(targets)
         before = [buffer.clone() for buffer in self._buffers]
-        with self.precision.autocast(self.device):
-            losses: dict[str, Tensor] = self._network(images, targets)
-        box_loss, class_loss = losses["bbox_regression"], losses["classification"]
         self._optimizer.zero_grad()
-        (box_loss + class_loss).backward()
+        with self._random_numbers():
+            losses = self._losses(images, targets)
+            self._scaler.scale(sum(losses.values(), torch.zeros((), device=self.device))).backward()
+        self._scaler.unscale_(self._optimizer)
         norm = clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        box_loss, class_loss = losses["bbox_regression"], losses["classification"]
         # Of all processes, so that they agree on whether to take the step.
         values = self.world.mean(
             torch.stack([box_loss.detach(), class_loss.detach(), norm.detach()])
         ).tolist()
         skipped = not all(map(math.isfinite, values))
         learning_rate = self._set_learning_rate()
+        offender = ""
         if skipped:
-            self.skipped += 1
+            offender = self._skip(batch, images, targets, math.isfinite(values[0] + values[1]))
             for buffer, old in zip(self._buffers, before, strict=True):
                 buffer.copy_(old)
         else:
-            self._optimizer.step()
+            self._scaler.step(self._optimizer)
             self._average.update_parameters(self.model)
+            self._skipped_in_a_row = 0
+        self._scaler.update()
         self.step += 1
         self.dropped_boxes += batch.targets.dropped
-        return StepReport(self.step, values[0], values[1], learning_rate, skipped)
+        return StepReport(self.step, *values[:2], learning_rate, skipped, offender, batch.broken)
+
+    def _losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        with self.precision.autocast(self.device):
+            losses: dict[str, Tensor] = self._network(images, targets)
+        return losses
+
+    def _losses_alone(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """The losses without a word to the other processes, which may not be listening."""
+        options = self.model.loss.options
+        normalizer, options["normalizer"] = options["normalizer"], "positives"
+        try:
+            with self.precision.autocast(self.device):
+                # `forward` itself: past DistributedDataParallel and what was compiled.
+                losses: Any = self.model.forward(images, targets)
+        finally:
+            options["normalizer"] = normalizer
+        return cast("dict[str, Tensor]", losses)
+
+    def _skip(self, batch: Batch, images: Tensor, targets: Targets, finite_loss: bool) -> str:
+        """Counts a step without an update, and finds out whose fault it is."""
+        if finite_loss and self._scaler.is_enabled() and self._scaler.get_scale() >= 1.0:
+            return ""  # how the scale of float16's gradients is found
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        index = first_offender(self._losses_alone, images, targets)
+        mine = [] if index is None else [self._name(batch.indices[index])]
+        return next((name for part in self.world.gather(mine) for name in part), "")
+
+    def _name(self, index: int) -> str:
+        """An image by its path, if the dataset has paths."""
+        paths = getattr(self._samples.dataset, "paths", None)
+        return f"image {index}" if paths is None else str(paths[index])
+
+    @contextmanager
+    def _random_numbers(self) -> Iterator[None]:
+        """Dropout and the like draw what the seed, the step and the process say: no state to save.
+
+        The caller's generators are as they were.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        numbers = f"{self.options.seed} {self.step} {self.world.rank}"
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(random.Random(numbers).getrandbits(63))
+            yield
+
+
+def _padded(targets: Targets) -> Targets:
+    """The same objects in one of few sizes, so that few graphs are compiled or recorded."""
+    count = targets.boxes.shape[0]
+    rows = max(16, 1 << (count - 1).bit_length()) - count
+    return targets._replace(
+        boxes=torch.nn.functional.pad(targets.boxes, (0, 0, 0, rows)),
+        labels=torch.nn.functional.pad(targets.labels, (0, rows)),
+    )
 
 
 def _check_shares(model: SSD, batch_size: int, world: World) -> None:

@@ -122,8 +122,8 @@ def test_a_checkpoint_of_something_else_is_refused(ssd_fast: Callable, tmp_path:
     save_checkpoint(tmp_path / "checkpoint.pt", {"trainer": {}})
     result = ssd_fast("train", "--resume", "--output", tmp_path)
     assert result.status == 2
-    assert "no checkpoint of `ssd-fast train`: class_names, images, options" in result.err
-    state = {"trainer": {}, "class_names": [], "images": 1, "seconds": 0.0}
+    assert "no checkpoint of `ssd-fast train`: class_names, images, model, opt" in result.err
+    state = {"trainer": {}, "class_names": [], "images": 1, "seconds": 0.0, "model": {}}
     save_checkpoint(tmp_path / "checkpoint.pt", {**state, "options": {"colour": "red"}})
     result = ssd_fast("train", "--resume", "--output", tmp_path)
     assert result.status == 2

@@ -49,5 +49,11 @@ def test_the_user_decides(name: str):
 
 
 def test_an_unknown_word_is_refused():
-    with pytest.raises(ValueError, match="expected auto, float32 or bfloat16, got 'half'"):
+    with pytest.raises(ValueError, match="expected auto, float32, bfloat16 or float16, got 'half'"):
         choose_precision(CPU, "half")
+
+
+def test_float16_is_for_gpus():
+    with pytest.raises(ValueError, match="float16 needs a GPU, not cpu; take bfloat16 or float32"):
+        choose_precision(CPU, "float16")
+    assert choose_precision(torch.device("cuda"), "float16").dtype == torch.float16

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Run by test_distributed.py under torchrun: what two processes do together, as JSON."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+from ssd_fast.data import ShapesDataset
+from ssd_fast.engine.distributed import World, process_group
+from ssd_fast.engine.distributed_evaluation import evaluate_together
+from ssd_fast.engine.evaluation import Evaluation
+from ssd_fast.engine.initialisation import quiet_heads
+from ssd_fast.engine.precision import choose_precision
+from ssd_fast.engine.trainer import Trainer, TrainingOptions
+from ssd_fast.models.ssd import SSD, ssd300_vgg16
+
+CPU = torch.device("cpu")
+FLOAT32 = choose_precision(CPU, "float32")
+# SGD, and steps that a norm limits: AdamW divides a small gradient by itself and mining jumps, so
+# both would make the rounding of a sum of 8 and of two sums of 4 visible.
+OPTIONS = {"steps": 3, "optimizer": "sgd", "learning_rate": 1e-3, "warmup": 1, "clip_norm": 1.0}
+
+
+def model() -> SSD:
+    torch.manual_seed(0)
+    made = ssd300_vgg16(4, width=0.03)
+    quiet_heads(made)
+    return made
+
+
+def trained(world: World, batch_size: int) -> Trainer:
+    options = TrainingOptions(batch_size=batch_size, **OPTIONS)
+    trainer = Trainer(model(), ShapesDataset(20), options, precision=FLOAT32, world=world)
+    trainer.losses = [(report.box_loss, report.class_loss) for report in trainer.run()]
+    return trainer
+
+
+def against_one(together: Trainer, batch_size: int) -> dict[str, float]:
+    """How far a run of several processes is from one of one process."""
+    alone = trained(World(CPU), batch_size)
+    losses = zip(sum(together.losses, ()), sum(alone.losses, ()), strict=True)
+    return {
+        "parameters": difference(together.model, alone.model),
+        "losses": max(abs(a - b) / b for a, b in losses),
+        "moved": difference(together.model, model()),
+    }
+
+
+def difference(mine: SSD, theirs: SSD) -> float:
+    pairs = zip(mine.parameters(), theirs.parameters(), strict=True)
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+def evaluated(world: World) -> Evaluation | None:
+    held_out = ShapesDataset(21, seed=1)
+    return evaluate_together(model(), held_out, world, precision=FLOAT32, batch_size=4)
+
+
+def main() -> None:
+    found: dict[str, object] = {}
+    with process_group() as world:
+        found["size"] = world.size
+        for batch_size in (8, 5):
+            together = trained(world, batch_size)
+            if world.is_main:
+                found[f"against one, {batch_size}"] = against_one(together, batch_size)
+        found["saved normalizer"] = together.averaged_model.config["loss"]["normalizer"]
+        evaluation = evaluated(world)
+        if world.is_main:
+            found["evaluations"] = [evaluation.metrics(), evaluated(World(CPU)).metrics()]
+        # A step that is not finite in one process is skipped by both, and its image is named.
+        options = TrainingOptions(batch_size=8, **OPTIONS)
+        trainer = Trainer(model(), ShapesDataset(20), options, precision=FLOAT32, world=world)
+        forward = trainer.model.forward
+        if world.rank == 1:
+            trainer.model.forward = lambda x, t: forward(
+                x.float() * (math.nan if trainer.step == 1 else 1), t
+            )
+        reports = list(trainer.run())
+        found["skipped"] = [report.skipped for report in reports]
+        found["offender"] = [report.offender for report in reports]
+        found["finite"] = all(p.isfinite().all().item() for p in trainer.model.parameters())
+        Path(sys.argv[1], f"{world.rank}.json").write_text(json.dumps(found))
+
+
+main()
