@@ -54,7 +54,7 @@ class _Sample(NamedTuple):
     boxes: Tensor  # (n, 4) float32 in [0, 1]
     labels: Tensor  # (n,) int64
     dropped: int  # broken boxes left out
-    index: int
+    number: int  # index in the dataset
     broken: tuple[str, ...]  # images that did not decode before this one did
 
 
@@ -99,7 +99,7 @@ class TrainingSamples(Dataset[_Sample]):
             ValueError: no image of the dataset decodes.
         """
         first, seed = draw
-        broken = []
+        broken: list[str] = []
         for place in range(first, first + len(self)):
             index = place % len(self)
             read = self._read(index)
@@ -183,7 +183,7 @@ def _collate(samples: Sequence[_Sample]) -> Batch:
     targets = [{"boxes": sample.boxes, "labels": sample.labels} for sample in samples]
     packed = Targets.pack(targets, invalid="drop")
     dropped = packed.dropped + sum(sample.dropped for sample in samples)
-    indices = tuple(sample.index for sample in samples)
+    indices = tuple(sample.number for sample in samples)
     broken = tuple(line for sample in samples for line in sample.broken)
     return Batch(images, packed._replace(dropped=dropped), indices, broken)
 

@@ -215,7 +215,7 @@ class Trainer:
             )
         if wanted != "no":
             mode = "reduce-overhead" if wanted == "cuda-graphs" else None
-            self._network.compile(mode=mode)  # type: ignore[no-untyped-call]
+            self._network.compile(mode=mode)
 
     def _set_learning_rate(self) -> float:
         """The schedule is a function of the step alone, so it has no state to save."""
@@ -259,7 +259,9 @@ class Trainer:
         self._scaler.update()
         self.step += 1
         self.dropped_boxes += batch.targets.dropped
-        return StepReport(self.step, *values[:2], learning_rate, skipped, offender, batch.broken)
+        return StepReport(
+            self.step, values[0], values[1], learning_rate, skipped, offender, batch.broken
+        )
 
     def _losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         with self.precision.autocast(self.device):
