@@ -3,7 +3,7 @@
 
 The C++ kernels register themselves for the CPU when `ssd_fast._C` loads. The Triton kernels are
 imported at the first call on a GPU. The reference serves every device that has no kernel of its
-own.
+own. `torch.vmap` calls an operator once for each slice.
 """
 
 import functools
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ssd_fast.ops._vmap import loop_rule
 
 try:
     from ssd_fast import _C
@@ -51,6 +53,7 @@ def register(
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ssd_fast::{name}", fake, lib=library)
+    torch.library.register_vmap(f"ssd_fast::{name}", loop_rule(name), lib=library)
     if cuda is not None:
         library.impl(name, _gpu_implementation(name, cuda), "CUDA")
 

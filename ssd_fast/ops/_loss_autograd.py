@@ -105,6 +105,8 @@ def _need_gradient(deltas: list[Tensor], logits: list[Tensor]) -> bool:
 class TracedLoss(torch.autograd.Function):
     """Levels are spelled out because autograd sees no lists."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         options: tuple[Any, ...], levels: int, *tensors: Any

@@ -155,6 +155,8 @@ def _needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
 class _HeadsLoss(torch.autograd.Function):
     """Ties the operator to its backward; levels are spelled out because autograd sees no lists."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(options: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
         *losses, deltas, logits = torch.ops.ssd_fast.heads_loss.default(
