@@ -8,6 +8,10 @@
 // a class takes part with its first top_k, and the visit ends with the last detection. Boxes of
 // different classes never meet, so that is what NMS class by class would keep.
 //
+// Soft suppression lowers scores, so a candidate waits until none that may still be better is left.
+// Its score is brought up to date when it is the best that waits: scores only fall, so one that
+// stays the best is the best of all.
+//
 // Where nearly every row passes that comparison (the first epoch), a sample of rows gives a floor
 // that about as many scores reach as it takes, and rows that stay below it are told by one
 // exponential a logit. Should all candidates be visited, the next best are, from the logits.
@@ -22,6 +26,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "best_keys.h"
 #include "box.h"
 #include "decode.h"
 #include "exponential.h"
@@ -35,6 +40,8 @@
 
 namespace ssd_fast {
 
+enum class Nms : int64_t { kHard, kSoftLinear, kSoftGaussian, kDiou };
+
 struct DetectOptions {
   float score_threshold;
   int64_t top_k;
@@ -43,6 +50,10 @@ struct DetectOptions {
   Variances variances;
   int64_t background;
   float max_log_scale;
+  Nms nms;
+  float sigma;
+
+  bool is_soft() const { return nms == Nms::kSoftLinear || nms == Nms::kSoftGaussian; }
 };
 
 struct DetectJob {
@@ -79,63 +90,6 @@ inline float clamp(float value, float low, float high) {
   return value > high ? high : value;
 }
 
-// The best of the keys that are offered.
-class BestKeys {
- public:
-  static constexpr size_t kMost = 2048;
-
-  // Forgets all keys. Keeps at most twice the best `most`; those up to `visited` are not taken.
-  void reset(size_t most, uint64_t visited, float floor) {
-    most_ = most;
-    visited_ = visited;
-    limit_ = std::numeric_limits<uint64_t>::max();
-    floor_ = floor;
-    keys_.clear();
-    keys_.reserve(2 * kMost);
-  }
-
-  void offer(uint64_t key) {
-    if (key <= visited_ || key >= limit_) return;
-    keys_.push_back(key);
-    if (keys_.size() == 2 * most_) shrink();
-  }
-
-  // Leaves out all but the best `most`.
-  void shrink() {
-    if (keys_.size() <= most_) return;
-    const auto last = keys_.begin() + static_cast<int64_t>(most_);
-    std::nth_element(keys_.begin(), last, keys_.end());
-    limit_ = *last;
-    floor_ = score_of(limit_);
-    keys_.erase(last, keys_.end());
-  }
-
-  // No key of a lower score can still be among the best.
-  float floor() const { return floor_; }
-
-  // What all scores exceed that can still be among the best.
-  float below() const {
-    return floor_ > 0 ? bits_to_float(float_to_bits(floor_) - 1)
-                      : -std::numeric_limits<float>::infinity();
-  }
-
-  bool has_left_out() const { return limit_ != std::numeric_limits<uint64_t>::max(); }
-
-  // Sorts the keys, best first.
-  const std::vector<uint64_t>& sorted() {
-    sorter_.sort(keys_);
-    return keys_;
-  }
-
- private:
-  size_t most_ = kMost;
-  uint64_t visited_ = 0;
-  uint64_t limit_ = 0;
-  float floor_ = 0;
-  std::vector<uint64_t> keys_;
-  KeySorter sorter_;
-};
-
 }  // namespace ssd_fast
 
 namespace ssd_fast::SSD_FAST_ISA {
@@ -146,6 +100,7 @@ class Detector {
   // Prepares for a job, which must outlive the detection.
   void reset(const DetectJob& job) {
     job_ = &job;
+    decay_ = {job.options.nms == Nms::kSoftGaussian, job.options.iou_threshold, job.options.sigma};
     margin_ = logit_margin(job.options.score_threshold);
     starts_.clear();
     int64_t start = 0;
@@ -176,6 +131,7 @@ class Detector {
     const int64_t classes = job_->logits.channels;
     const DetectOptions& options = job_->options;
     kept_.reset(classes);
+    waiting_.clear();
     seen_.assign(static_cast<size_t>(classes), 0);
     open_.assign(static_cast<size_t>(classes + ScoreRow::kPartial), 0);
     std::fill(open_.begin(), open_.begin() + classes, 1);
@@ -200,13 +156,15 @@ class Detector {
         const size_t ahead = std::min(keys.size() - first, kAhead);
         decode(image, keys.data() + first, ahead);
         for (size_t i = 0; i < ahead; ++i) {
+          if (options.is_soft()) count = settle(keys[first + i], image, count);
           if (count == options.max_detections) return count;
           count += visit(candidates_[i], image, count);
         }
       }
       if (!keys.empty()) visited = keys.back();
-      if (!best_.has_left_out() && floor == kNoFloor) return count;
+      if (!best_.has_left_out() && floor == kNoFloor) break;
     }
+    return settle(std::numeric_limits<uint64_t>::max(), image, count);
   }
 
   // Offers all scores above the threshold that reach the floor. Without a floor it gives up, and
@@ -265,9 +223,10 @@ class Detector {
   }
 
   struct Candidate {
-    float score;
+    uint64_t key;
     int64_t label;
     Box box;
+    int32_t met;  // how many of the kept boxes of its class its key knows of
   };
 
   // Decodes the first `n` of the keys, at most kAhead, into candidates_. Their deltas lie far
@@ -278,7 +237,7 @@ class Detector {
       const uint32_t index = static_cast<uint32_t>(keys[i]);
       const int64_t label = index / static_cast<uint32_t>(job_->P);
       const int64_t prior = index - label * job_->P;
-      candidates_[i].score = score_of(keys[i]);
+      candidates_[i].key = keys[i];
       candidates_[i].label = label;
       const auto [level, offset] = deltas_of(image, prior);
       visit_dtype(job_->deltas.dtype, [&, level = level, offset = offset](auto* type) {
@@ -308,7 +267,7 @@ class Detector {
     }
   }
 
-  // Writes the candidate as detection number `count` if it is one.
+  // Writes the candidate as detection number `count` if it is one; lets it wait if that may be.
   bool visit(const Candidate& candidate, int64_t image, int64_t count) {
     const DetectOptions& options = job_->options;
     const int64_t label = candidate.label;
@@ -320,12 +279,54 @@ class Detector {
       box = {clamp(box.x1, clip[0], clip[2]), clamp(box.y1, clip[1], clip[3]),
              clamp(box.x2, clip[0], clip[2]), clamp(box.y2, clip[1], clip[3])};
     }
-    if (!is_finite(box) || !kept_.keep(label, box, options.iou_threshold)) return false;
-    const int64_t row = image * options.max_detections + count;
+    if (!is_finite(box)) return false;
+    if (options.is_soft()) {
+      wait({candidate.key, label, box, 0});
+      return false;
+    }
+    const bool is_kept = options.nms == Nms::kDiou
+                             ? kept_.keep(label, box, options.iou_threshold, suppresses_nearby)
+                             : kept_.keep(label, box, options.iou_threshold,
+                                          [](auto&&... block) { return suppresses(block...); });
+    if (is_kept) write(score_of(candidate.key), label, box, image, count);
+    return is_kept;
+  }
+
+  // Detects what waits and is better than all candidates from `key` on; returns the detections
+  // there are then, at most max_detections.
+  int64_t settle(uint64_t key, int64_t image, int64_t count) {
+    while (!waiting_.empty() && waiting_.front().key < key &&
+           count < job_->options.max_detections) {
+      std::pop_heap(waiting_.begin(), waiting_.end(), is_worse);
+      Candidate best = waiting_.back();
+      waiting_.pop_back();
+      const float before = score_of(best.key);
+      const float score = kept_.decay(best.label, best.box, before, decay_, &best.met);
+      if (score < before) {
+        if (!(score > job_->options.score_threshold)) continue;
+        best.key = score_key(score, static_cast<uint32_t>(best.key));
+        wait(best);
+      } else {
+        kept_.add(best.label, best.box, area(best.box));
+        write(score, best.label, best.box, image, count++);
+      }
+    }
+    return count;
+  }
+
+  static bool is_worse(const Candidate& a, const Candidate& b) { return a.key > b.key; }
+
+  void wait(const Candidate& candidate) {
+    waiting_.push_back(candidate);
+    std::push_heap(waiting_.begin(), waiting_.end(), is_worse);
+  }
+
+  // Writes detection number `count`.
+  void write(float score, int64_t label, const Box& box, int64_t image, int64_t count) {
+    const int64_t row = image * job_->options.max_detections + count;
     std::memcpy(job_->boxes + 4 * row, &box, sizeof(box));
-    job_->scores[row] = candidate.score;
+    job_->scores[row] = score;
     job_->labels[row] = label;
-    return true;
   }
 
   struct Place {
@@ -348,8 +349,10 @@ class Detector {
   BestKeys best_;
   Candidate candidates_[kAhead];
   KeptBoxes kept_;
-  std::vector<int64_t> seen_;  // candidates visited of each class
-  std::vector<int32_t> open_;  // 1 for classes that may have further candidates, else 0
+  Decay decay_{};
+  std::vector<Candidate> waiting_;  // a heap, the best first
+  std::vector<int64_t> seen_;       // candidates visited of each class
+  std::vector<int32_t> open_;       // 1 for classes that may have further candidates, else 0
 };
 
 }  // namespace ssd_fast::SSD_FAST_ISA

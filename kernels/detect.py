@@ -12,6 +12,7 @@ import ctypes
 import math
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -19,22 +20,27 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_fast.boxes import four_variances
+from ssd_fast.kernels.candidate_boxes import (
+    decode_block,
+    next_range,
+    pad_results,
+    rank_block,
+    score_floor,
+    store_box,
+)
 from ssd_fast.kernels.candidates import (
     BLOCK_P,
     append_keys,
-    bin_width,
     candidate_key,
-    collect_range,
-    guess_low,
-    narrow,
     row_peaks,
     row_totals,
     score_classes,
     sort_keys,
 )
-from ssd_fast.kernels.geometry import clamp, decode_box, is_finite, load_box
-from ssd_fast.kernels.levels import Level, count_blocks, level_views, load_deltas, locate, pick
+from ssd_fast.kernels.geometry import load_box
+from ssd_fast.kernels.levels import Level, count_blocks, level_views, locate, pick
 from ssd_fast.kernels.loss_rows import LOGITS, ROWS_PER_PROGRAM, class_block, count_classes
+from ssd_fast.kernels.soft_detect import _soft_detect_kernel
 from ssd_fast.kernels.suppression import as_columns, as_rows, overlap, settle, suppressed_by_kept
 
 __all__ = ["launch_detect"]
@@ -43,6 +49,7 @@ CAPACITY = 1024  # candidates of an image that are listed, and of a range sorted
 BLOCK_R = 32  # rows read again at a time
 BLOCK_N = 64  # candidates visited at a time
 IMAGE_WARPS = 8
+SOFT_LINEAR, SOFT_GAUSSIAN, DIOU = 1, 2, 3  # numbers of suppression in the operator's schema
 REGISTERS = 255  # named, or ptxas spills some to fit two programs on a multiprocessor
 
 
@@ -116,46 +123,26 @@ def visit_block(
     vw,
     vh,
     max_log_scale,
+    DISTANCE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Visits a block of candidates; returns the detections there are after it, K or more if all."""
-    b = tl.arange(0, BLOCK_N)
-    ok = first + b < n
-    key = tl.load(keys_ptr + first + b, ok, other=0)
-    index = 0xFFFFFFFF - (key & 0xFFFFFFFF)
-    label = tl.where(ok, index // P, -1).to(tl.int32)
-    p = tl.where(ok, index % P, 0).to(tl.int32)
-    same = label[:, None] == label[None, :]
-    rank = tl.sum((same & (b[:, None] < b[None, :])).to(tl.int32), axis=0)
-    rank += tl.load(seen_ptr + label, ok, other=0)
-    later = tl.max((same & (b[:, None] > b[None, :])).to(tl.int32), axis=0)
-    tl.debug_barrier()
-    tl.store(seen_ptr + label, rank + 1, ok & (later == 0))
-
-    alive = ok & (rank < top_k)
+    key, label, p, alive = rank_block(keys_ptr, seen_ptr, first, n, P, top_k, BLOCK_N)
     if tl.max(alive.to(tl.int32), axis=0) > 0:
-        delta = load_deltas(image, p, alive, levels)
-        prior = load_box(priors_ptr, p, alive)
-        x1, y1, x2, y2 = decode_box(delta, prior, vx, vy, vw, vh, max_log_scale)
-        low_x, low_y, high_x, high_y = clip
-        x1 = clamp(x1, low_x, high_x)
-        y1 = clamp(y1, low_y, high_y)
-        x2 = clamp(x2, low_x, high_x)
-        y2 = clamp(y2, low_y, high_y)
-        alive = alive & is_finite(x1) & is_finite(y1) & is_finite(x2) & is_finite(y2)
+        x1, y1, x2, y2, alive = decode_block(
+            levels, image, priors_ptr, clip, p, alive, vx, vy, vw, vh, max_log_scale
+        )
         box = (x1, y1, x2, y2)
         beaten = suppressed_by_kept(
-            boxes_ptr, labels_ptr, count, box, label, iou_threshold, BLOCK_N
+            boxes_ptr, labels_ptr, count, box, label, iou_threshold, DISTANCE, BLOCK_N
         )
-        rivals = same & (b[:, None] < b[None, :])
-        rivals = rivals & (overlap(as_columns(box), as_rows(box)) > iou_threshold)
+        b = tl.arange(0, BLOCK_N)
+        rivals = (label[:, None] == label[None, :]) & (b[:, None] < b[None, :])
+        rivals = rivals & (overlap(as_columns(box), as_rows(box), DISTANCE) > iou_threshold)
         kept = settle(rivals, alive & (beaten == 0))
         place = count + tl.cumsum(kept, axis=0) - kept
         fits = (kept > 0) & (place < K)
-        tl.store(boxes_ptr + 4 * place, x1, fits)
-        tl.store(boxes_ptr + 4 * place + 1, y1, fits)
-        tl.store(boxes_ptr + 4 * place + 2, x2, fits)
-        tl.store(boxes_ptr + 4 * place + 3, y2, fits)
+        store_box(boxes_ptr, place, fits, x1, y1, x2, y2)
         tl.store(scores_ptr + place, (key >> 32).to(tl.int32).to(tl.float32, bitcast=True), fits)
         tl.store(labels_ptr + place, label.to(tl.int64), fits)
         count += tl.sum(kept, axis=0)
@@ -201,6 +188,7 @@ def _detect_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    DISTANCE: tl.constexpr,
 ):
     """One image: its candidates, best first, until K are kept or none is left."""
     image = tl.program_id(0).to(tl.int64)
@@ -223,34 +211,24 @@ def _detect_kernel(
 
     n = tl.load(used_ptr + image)
     overflow = n > CAPACITY
-    floor = tl.where(threshold > 0.0, threshold, 0.0).to(tl.int32, bitcast=True).to(tl.int64) << 32
+    floor = score_floor(threshold)
     low = floor
     high = tl.full((), 0x40000000, tl.int64) << 32  # a score of 2
     count = P * 0
     searching = (n > 0) & (K > 0)
     while searching:
         if overflow:
-            low = guess_low(best_ptr, CAPACITY // 2, floor, high, P)
-            # Mostly the guess is good; bins are counted only once it was not.
-            binned = P * 0
-            n = P * 0 + CAPACITY + 1
-            while n > CAPACITY:
-                shift = bin_width(low, high)
-                n, bins = collect_range(
-                    levels, image, total_ptr, best_ptr, seen_ptr, rows_ptr, keys_ptr,
-                    low, high, shift, binned, P, background, threshold, top_k,
-                    C, INNER, CAPACITY, BLOCK_R, BLOCK_C,
-                )  # fmt: skip
-                if (n > CAPACITY) & (binned > 0):
-                    low, high = narrow(bins, n, CAPACITY, low, high, shift)
-                binned = binned * 0 + 1
+            n, low = next_range(
+                levels, image, total_ptr, best_ptr, seen_ptr, rows_ptr, keys_ptr, floor, high,
+                P, background, threshold, top_k, C, INNER, CAPACITY, BLOCK_R, BLOCK_C,
+            )  # fmt: skip
         sort_keys(keys_ptr, sorted_ptr, n, BLOCK_I=32, BLOCK_J=128)
         first = P * 0
         while (first < n) & (count < K):
             count = visit_block(
                 levels, image, priors_ptr, clip, sorted_ptr, seen_ptr,
                 boxes_ptr, scores_ptr, labels_ptr, first, n, count, P, K, top_k,
-                iou_threshold, vx, vy, vw, vh, max_log_scale, BLOCK_N,
+                iou_threshold, vx, vy, vw, vh, max_log_scale, DISTANCE, BLOCK_N,
             )  # fmt: skip
             first += BLOCK_N
         searching = overflow & (count < K) & (low > floor)
@@ -258,14 +236,7 @@ def _detect_kernel(
 
     count = tl.minimum(count, K)
     tl.store(counts_ptr + image, count.to(tl.int64))
-    while count < K:
-        i = count + tl.arange(0, BLOCK_N)
-        zero = tl.zeros((BLOCK_N,), tl.float32)
-        for corner in tl.static_range(4):
-            tl.store(boxes_ptr + 4 * i + corner, zero, i < K)
-        tl.store(scores_ptr + i, zero, i < K)
-        tl.store(labels_ptr + i, zero.to(tl.int64), i < K)
-        count += BLOCK_N
+    pad_results(boxes_ptr, scores_ptr, labels_ptr, count, K, BLOCK_N)
 
 
 def launch_detect(
@@ -281,6 +252,8 @@ def launch_detect(
     clip: Sequence[float] | None,
     image_clip: Tensor | None,
     max_log_scale: float | None,
+    nms: int = 0,
+    sigma: float = 0.5,
     block: int | None = None,
     capacity: int = CAPACITY,
     visit: int = BLOCK_N,
@@ -289,6 +262,7 @@ def launch_detect(
 
     Args and results are those of ``ssd_fast::detect``; ``block`` is rows a program, ``capacity``
     the candidates of an image that are listed, ``visit`` those that are visited at a time.
+    Soft-NMS takes 24 bytes of scratch for each of the C top_k candidates that may wait.
     """
     levels, inner = level_views(deltas, logits)
     B, P, C, K = deltas[0].size(0), priors.size(0), count_classes(deltas, logits), max_detections
@@ -324,7 +298,7 @@ def launch_detect(
         enable_fp_fusion=False,
     )
     bounds = (-math.inf, -math.inf, math.inf, math.inf) if clip is None else clip
-    _detect_kernel[(B,)](
+    arguments: tuple[Any, ...] = (
         levels,
         priors.contiguous(),
         None if image_clip is None else image_clip.contiguous(),
@@ -348,10 +322,21 @@ def launch_detect(
         _round_down(iou_threshold),
         *four_variances(variances),
         math.inf if max_log_scale is None else float(max_log_scale),
+    )
+    if nms in (SOFT_LINEAR, SOFT_GAUSSIAN):
+        kernel, kind = _soft_detect_kernel, {"GAUSSIAN": nms == SOFT_GAUSSIAN}
+        waiting = priors.new_empty((B, C * top_k), dtype=torch.int64)
+        corners = priors.new_empty((B, C * top_k, 4))
+        arguments += (waiting, corners, ctypes.c_float(sigma).value)
+    else:
+        kernel, kind = _detect_kernel, {"DISTANCE": nms == DIOU}
+    kernel[(B,)](
+        *arguments,
         BLOCK_P=BLOCK_P.value,
         BLOCK_R=BLOCK_R,
         BLOCK_N=visit,
         **options,
+        **kind,
         num_warps=IMAGE_WARPS,
         maxnreg=REGISTERS,
         enable_fp_fusion=False,

@@ -14,16 +14,26 @@ from ssd_fast.kernels.geometry import box_area, load_box
 
 
 @triton.jit
-def overlap(a, b):
-    """IoU as greedy_nms in ssd_fast/boxes.py: NaN where it is 0 / 0, which exceeds nothing."""
+def overlap(a, b, DISTANCE: tl.constexpr):
+    """IoU as overlaps_of in ssd_fast/boxes.py: NaN where it is 0 / 0, which exceeds nothing.
+
+    With DISTANCE as distance_overlaps in ssd_fast/suppression.py.
+    """
     ax1, ay1, ax2, ay2 = a
     bx1, by1, bx2, by2 = b
     width = tl.maximum(tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1), 0.0)
     height = tl.maximum(tl.minimum(ay2, by2) - tl.maximum(ay1, by1), 0.0)
     inter = width * height
-    return tl.math.div_rn(
-        inter, box_area(ax1, ay1, ax2, ay2) + box_area(bx1, by1, bx2, by2) - inter
-    )
+    iou = tl.math.div_rn(inter, box_area(ax1, ay1, ax2, ay2) + box_area(bx1, by1, bx2, by2) - inter)
+    if DISTANCE:
+        dx = (ax1 + ax2) * 0.5 - (bx1 + bx2) * 0.5
+        dy = (ay1 + ay2) * 0.5 - (by1 + by2) * 0.5
+        width = tl.maximum(ax2, bx2) - tl.minimum(ax1, bx1)
+        height = tl.maximum(ay2, by2) - tl.minimum(ay1, by1)
+        diagonal = width * width + height * height
+        distance = tl.math.div_rn(dx * dx + dy * dy, tl.where(diagonal == 0.0, 1.0, diagonal))
+        iou -= tl.where(diagonal == 0.0, 0.0, distance)
+    return iou
 
 
 @triton.jit
@@ -48,6 +58,7 @@ def suppressed_by_kept(
     box,
     label,
     iou_threshold,
+    DISTANCE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Which of a block of boxes overlap one of the first ``count`` detections of their class."""
@@ -58,7 +69,7 @@ def suppressed_by_kept(
         ok = i < count
         kept = load_box(boxes_ptr, i, ok)
         kept_label = tl.load(labels_ptr + i, ok, other=-1).to(tl.int32)
-        over = overlap(as_columns(kept), as_rows(box)) > iou_threshold
+        over = overlap(as_columns(kept), as_rows(box), DISTANCE) > iou_threshold
         over = over & ok[:, None] & (kept_label[:, None] == label[None, :])
         suppressed = tl.maximum(suppressed, tl.max(over.to(tl.int32), axis=0))
         first += BLOCK_N

@@ -6,7 +6,7 @@ kernels repeat it operation by operation, so that their float32 results are equa
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ __all__ = [
     "encode_boxes",
     "four_variances",
     "greedy_nms",
+    "overlaps_of",
+    "round_down",
 ]
 
 MAX_LOG_SCALE = math.log(1000 / 16)
@@ -161,7 +163,12 @@ def decode_boxes(
 
 
 def greedy_nms(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, idxs: Tensor | None = None
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    idxs: Tensor | None = None,
+    *,
+    overlaps: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Indices of the boxes that greedy non-maximum suppression keeps, best first.
 
@@ -175,33 +182,46 @@ def greedy_nms(
         scores: (N,) of the dtype of ``boxes``.
         iou_threshold: compared with overlaps as real numbers.
         idxs: (N,) class of each box, None for one class.
+        overlaps: how much one box (4,) overlaps others (n, 4), instead of `overlaps_of`.
 
     Returns:
         (kept,) int64.
     """
+    overlaps = overlaps or overlaps_of
     finite = boxes.isfinite().all(dim=-1) & scores.isfinite()
     order = finite.nonzero().squeeze(1)
     order = order[scores[order].sort(descending=True, stable=True).indices]
     boxes = boxes[order]
     classes = None if idxs is None else idxs[order]
-    threshold = _round_down(iou_threshold, boxes.dtype)
-    area = box_area(boxes)
+    threshold = round_down(iou_threshold, boxes.dtype)
     keep = torch.ones_like(order, dtype=torch.bool)
     for i in range(order.numel()):
         if not keep[i]:
             continue
-        low = torch.maximum(boxes[i, :2], boxes[i + 1 :, :2])
-        high = torch.minimum(boxes[i, 2:], boxes[i + 1 :, 2:])
-        width, height = (high - low).clamp(min=0).unbind(-1)
-        inter = width * height
-        over = inter / (area[i] + area[i + 1 :] - inter) > threshold
+        over = overlaps(boxes[i], boxes[i + 1 :]) > threshold
         if classes is not None:
             over &= classes[i + 1 :] == classes[i]
         keep[i + 1 :] &= ~over
     return order[keep]
 
 
-def _round_down(value: float, dtype: torch.dtype) -> float:
+def overlaps_of(box: Tensor, others: Tensor) -> Tensor:
+    """IoU of one box with others, in the arithmetic of torchvision's CPU kernel of NMS.
+
+    Args:
+        box: (4,) corners.
+        others: (n, 4) corners.
+
+    Returns:
+        (n,) ``inter / (area_a + area_b - inter)``, NaN where the areas make it 0 / 0.
+    """
+    low, high = torch.maximum(box[:2], others[:, :2]), torch.minimum(box[2:], others[:, 2:])
+    width, height = (high - low).clamp(min=0).unbind(-1)
+    inter = width * height
+    return inter / (box_area(box) + box_area(others) - inter)
+
+
+def round_down(value: float, dtype: torch.dtype) -> float:
     """The largest number of ``dtype`` that is not above ``value``."""
     nearest = torch.tensor(value, dtype=dtype, device="cpu")
     if nearest.item() > value:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Comparison of detections, for tests and benchmarks: what `testing` is to the other operators."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from ssd_fast.boxes import box_iou
+from ssd_fast.boxes import overlaps_of
 from ssd_fast.detections import Detections
+from ssd_fast.suppression import distance_overlaps
 from ssd_fast.testing import DECISION_BAND
 
 __all__ = ["assert_same_detections", "assert_same_rows_found"]
@@ -21,6 +24,8 @@ def assert_same_detections(
     top_k: int = 400,
     iou_threshold: float = 0.45,
     background_index: int = 0,
+    nms: str = "hard",
+    sigma: float = 0.5,
     band: float = DECISION_BAND,
 ) -> None:
     """Fails unless images have equal detections, or others that keys within ``band`` explain.
@@ -37,6 +42,8 @@ def assert_same_detections(
         top_k: see there.
         iou_threshold: see there.
         background_index: see there.
+        nms: see there, as the next.
+        sigma: see there.
         band: relative distance within which keys may be ordered either way.
     """
     assert found.boxes.shape == expected.boxes.shape
@@ -50,6 +57,11 @@ def assert_same_detections(
             ].allclose(other["scores"], rtol=band, atol=0):
                 continue
         assert not bool((one["labels"] == background_index).any()), f"image {i}: background"
+        if nms.startswith("soft"):
+            limits = (score_threshold, top_k, iou_threshold, sigma if "gauss" in nms else None)
+            full = len(one["scores"]) == found.scores.size(1)
+            _check_decay(one, scores[i], boxes[i], limits, background_index, full, band)
+            continue
         priors = _priors_of(one, scores[i], boxes[i], band)
         full = len(priors) == found.scores.size(1)
         last = float(one["scores"][-1]) if full and len(priors) else -1.0
@@ -63,8 +75,9 @@ def assert_same_detections(
             score = scores[i, :, label]
             _check_top_k(score, kept, score_threshold, top_k, band, what)
             _check_suppression(
-                score, boxes[i], kept, (score_threshold, top_k, iou_threshold, last), band, what
-            )
+                score, boxes[i], kept, (score_threshold, top_k, iou_threshold, last), band, what,
+                distance_overlaps if nms == "diou" else overlaps_of,
+            )  # fmt: skip
 
 
 def assert_same_rows_found(
@@ -133,11 +146,14 @@ def _check_suppression(
     limits: tuple[float, int, float, float],
     band: float,
     what: str,
+    overlaps: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
     """Kept rows of a class do not overlap, and every candidate left out has a reason."""
     score_threshold, top_k, iou_threshold, last = limits
     margin = band * abs(iou_threshold)
-    overlap = box_iou(boxes, boxes[kept])
+    overlap = boxes.new_zeros(len(boxes), len(kept))
+    for column, row in enumerate(kept.tolist()):
+        overlap[:, column] = overlaps(boxes[row], boxes).nan_to_num(-torch.inf)
     among = overlap[kept].fill_diagonal_(-torch.inf)
     assert bool((among <= iou_threshold + margin).all()), f"{what}: kept boxes overlap"
     above = score_threshold + band * abs(score_threshold)
@@ -150,3 +166,51 @@ def _check_suppression(
     beyond = score[rows] <= last * (1 + band)
     lost = rows[~(outranked | suppressed | beyond)]
     assert lost.numel() == 0, f"{what}: priors {lost.tolist()} are left out without a reason"
+
+
+def _check_decay(
+    image: dict[str, Tensor],
+    scores: Tensor,
+    boxes: Tensor,
+    limits: tuple[float, int, float, float | None],
+    background_index: int,
+    full: bool,
+    band: float,
+) -> None:
+    """Replays the detections of Soft-NMS in their order: each was the best that was left.
+
+    Every score is an interval: a decision within the band leaves both outcomes.
+    """
+    score_threshold, top_k, iou_threshold, sigma = limits
+    low, high = scores * (1 - band), scores * (1 + band)
+    rank = torch.stack([(scores > x * (1 + band)).sum(dim=0) for x in scores])
+    rank_at_worst = torch.stack([(scores >= x * (1 - band)).sum(dim=0) for x in scores]) - 1
+    finite = boxes.isfinite().all(dim=1, keepdim=True) & scores.isfinite()
+    margin = band * abs(score_threshold)
+    possible = finite & (rank < top_k)
+    certain = possible & (rank_at_worst < top_k)
+    possible[:, background_index] = certain[:, background_index] = False
+    rows = zip(*(image[key] for key in ("boxes", "scores", "labels")), strict=True)
+    for number, (box, score_, label_) in enumerate(rows):
+        what, label, score = f"detection {number}", int(label_), float(score_)
+        near = (boxes - box).abs().amax(dim=1) <= 10 * band * (1 + float(box.abs().max()))
+        fits = near & possible[:, label]
+        fits &= (low[:, label] <= score) & (score <= high[:, label])
+        assert bool(fits.any()), f"{what}: no prior gives class {label}, {box}, score {score}"
+        prior = int(fits.nonzero()[0])
+        assert score > score_threshold - margin, f"{what}: its score is below the threshold"
+        possible[prior, label] = certain[prior, label] = False
+        better = certain & (low * (1 - band) > score) & (low > score_threshold + margin)
+        assert not bool(better.any()), f"{what}: better is {better.nonzero()[0].tolist()}"
+        iou = overlaps_of(boxes[prior], boxes).nan_to_num(0)
+        if sigma is None:
+            over, kept = iou * (1 + band) > iou_threshold, (1 - iou).clamp(min=0)
+            surely = iou * (1 - band) > iou_threshold
+            factors = torch.where(surely, kept, 1.0), torch.where(over, kept, 1.0)
+        else:
+            factors = 2 * ((-iou * iou / sigma).exp(),)
+        # 1 - IoU of boxes that nearly coincide has an error of its own.
+        low[:, label] *= (torch.minimum(*factors) - band).clamp(min=0)
+        high[:, label] *= torch.maximum(*factors) + band
+    left = certain & (low > score_threshold + margin)
+    assert full or not bool(left.any()), f"left out: {left.nonzero()[0].tolist()}"

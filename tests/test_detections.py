@@ -131,3 +131,24 @@ def test_the_comparison_forgives_keys_within_the_band():
         else:
             with pytest.raises(AssertionError, match="order"):
                 assert_same_detections(wrong, right, scores, boxes)
+
+
+@pytest.mark.parametrize("nms", ["soft-linear", "soft-gaussian", "diou"])
+def test_the_comparison_tells_kinds_of_suppression_apart(scene, nms):
+    """Right ones pass where rows differ, those of another kind or with a wrong score do not."""
+    _, scores, boxes = scene
+    generator = seeded(0)
+    deltas = torch.randn(1, 80, 4, generator=generator)
+    logits = torch.randn(1, 80, 3, generator=generator) * 2
+    heads = deltas, logits, random_boxes(80, generator, smallest=0.1)
+    options = {"nms": nms, "top_k": 30}
+    found = detect(*heads, max_detections=50, **options)
+    moved = found._replace(labels=found.labels + 1)
+    assert_same_detections(found, moved, scores, boxes, **options)
+    hard = detect(*heads, max_detections=50, top_k=30)
+    wrong = [hard, without(found, 7)]
+    if nms != "diou":
+        wrong.append(found._replace(scores=found.scores * 1.001))
+    for detections in wrong:
+        with pytest.raises(AssertionError):
+            assert_same_detections(detections, moved, scores, boxes, **options)

@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> detect_cpu(
     double score_threshold, int64_t top_k, double iou_threshold, int64_t max_detections,
     const std::vector<double>& variances, int64_t background_index,
     const std::optional<std::vector<double>>& clip_all, const std::optional<Tensor>& clip_each,
-    std::optional<double> max_log_scale) {
+    std::optional<double> max_log_scale, int64_t nms, double sigma) {
   const Tensor priors = contiguous_boxes(priors_in, "priors");
   const HeadRows heads = head_rows(deltas, logits, priors);
   const int64_t B = heads.batch, K = max_detections;
@@ -43,6 +43,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> detect_cpu(
   STD_TORCH_CHECK(top_k >= 0 && K >= 0, "top_k, max_detections: expected at least 0");
   STD_TORCH_CHECK(heads.priors == 0 || heads.classes <= (int64_t{1} << 32) / heads.priors,
                   "logits: expected at most 2^32 an image");
+  STD_TORCH_CHECK(nms >= 0 && nms <= static_cast<int64_t>(Nms::kDiou),
+                  "nms: expected from 0 to 3, got ", nms);
+  STD_TORCH_CHECK(sigma > 0, "sigma: expected more than 0, got ", sigma);
   const Clip clip(clip_all, clip_each, B);
   const DetectOptions options{static_cast<float>(score_threshold),
                               top_k,
@@ -50,7 +53,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> detect_cpu(
                               K,
                               variances_of(variances),
                               background_index,
-                              scale_limit(max_log_scale)};
+                              scale_limit(max_log_scale),
+                              static_cast<Nms>(nms),
+                              static_cast<float>(sigma)};
 
   Tensor boxes = empty_tensor({B, K, 4}, ScalarType::Float);
   Tensor scores = empty_tensor({B, K}, ScalarType::Float);

@@ -30,6 +30,8 @@ class Evaluate:
     """Which set of the folder; by default test, or else val."""
     batch_size: int = 16
     """Images at a time."""
+    nms: Literal["hard", "soft-linear", "soft-gaussian", "diou"] | None = None
+    """Suppression of detections that overlap; by default what the weights were saved with."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the model; auto is bfloat16 where the hardware multiplies it."""
     metric: Literal["voc", "voc07", "coco"] = "voc"
@@ -64,6 +66,7 @@ class Evaluate:
             output_folder(self.json.parent)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, class_names = load_weights(self.weights, device)
+        model.nms = self.nms or model.nms
         image_set = pick_image_set(self.data, self.image_set, among=("test", "val"))
         dataset, problems = open_dataset(self.data, image_set)
         check_class_names(class_names, dataset.class_names, str(self.weights))

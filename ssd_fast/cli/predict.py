@@ -34,6 +34,8 @@ class Predict:
     """Folder for NAME.detections.png and detections.json."""
     threshold: float = 0.5
     """Least score of a detection."""
+    nms: Literal["hard", "soft-linear", "soft-gaussian", "diou"] | None = None
+    """Suppression of detections that overlap; by default what the weights were saved with."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the model; auto is bfloat16 where the hardware multiplies it."""
 
@@ -58,6 +60,7 @@ class Predict:
         folder = output_folder(self.output)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, class_names = load_weights(self.weights, device)
+        model.nms = self.nms or model.nms
         precision = choose_precision(device, self.precision)
         console.say(f"{len(class_names)} classes, on {device.type} in {precision}")
         described, failed = [], 0

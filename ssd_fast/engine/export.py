@@ -69,10 +69,15 @@ def export_onnx(model: SSD, path: str | os.PathLike[str], *, opset: int = _OPSET
     Raises:
         ModuleNotFoundError: onnx or onnxscript is not installed.
         OSError: the file cannot be written.
-        ValueError: an opset before 18.
+        ValueError: an opset before 18, or a model whose `nms` is not "hard".
     """
     if opset < _OPSET:
         raise ValueError(f"opset: expected {_OPSET} or later, got {opset}")
+    if model.nms != "hard":
+        raise ValueError(
+            f"nms: ONNX has hard suppression alone, got a model with {model.nms!r}; set "
+            f"model.nms = 'hard', or export with export_aoti or export_torch"
+        )
     try:
         from ssd_fast.engine.onnx_detect import onnx_detect
     except ModuleNotFoundError as error:

@@ -25,6 +25,8 @@ def onnx_detect(
     clip: Sequence[float] | None,
     image_clip: Any,
     max_log_scale: float | None,
+    nms: int,
+    sigma: float,
 ) -> tuple[Any, Any, Any, Any]:
     """The graph of `ssd_fast.ops.detect`, for the translation table of `torch.onnx.export`.
 
@@ -44,13 +46,17 @@ def onnx_detect(
         clip: four numbers.
         image_clip: not supported.
         max_log_scale: clamp of the sizes.
+        nms: 0, "hard".
+        sigma: without effect on that.
 
     Returns:
         boxes (B, D, 4) float32, scores (B, D) float32, labels (B, D) int64, counts (B,) int64.
 
     Raises:
-        ValueError: bounds by image, or a negative score threshold.
+        ValueError: bounds by image, a negative score threshold, or another kind of suppression.
     """
+    if nms != 0:
+        raise ValueError('nms: ONNX export takes "hard", which is all that NonMaxSuppression does')
     if image_clip is not None:
         raise ValueError("clip: ONNX export takes four numbers, not bounds for each image")
     if score_threshold < 0:

@@ -47,6 +47,10 @@ class SSD(nn.Module):
         top_k: candidates of each class that go into NMS, by score.
         iou_threshold: of NMS: a detection overlaps no better one of its class by more.
         max_detections: of an image, by score.
+        nms: "hard", "soft-linear", "soft-gaussian" or "diou", see `ssd_fast.ops.detect`. An
+            attribute of the model, like the four options above it and the one below: it may be
+            set after training.
+        sigma: of "soft-gaussian".
         loss: options of `MultiBoxLoss`, such as `{"min_negatives": 3}`.
         sparse_head_backward: train on the CPU through `ssd_fast.ops.heads_loss`, whose backward
             multiplies only the cells that the loss touches. Heads or a loss that were replaced,
@@ -70,6 +74,8 @@ class SSD(nn.Module):
         top_k: int = 400,
         iou_threshold: float = 0.45,
         max_detections: int = 200,
+        nms: str = "hard",
+        sigma: float = 0.5,
         loss: Mapping[str, Any] | None = None,
         sparse_head_backward: bool = True,
     ) -> None:
@@ -89,6 +95,8 @@ class SSD(nn.Module):
         self.top_k = top_k
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
+        self.nms = nms
+        self.sigma = sigma
         self.sparse_head_backward = sparse_head_backward
         self.transform = ImageTransform(image_size, image_mean, image_std)
         self.backbone = backbone
@@ -198,6 +206,8 @@ class SSD(nn.Module):
             "top_k": self.top_k,
             "iou_threshold": self.iou_threshold,
             "max_detections": self.max_detections,
+            "nms": self.nms,
+            "sigma": self.sigma,
             "loss": loss,
             "sparse_head_backward": self.sparse_head_backward,
         }
@@ -271,6 +281,8 @@ class SSD(nn.Module):
             variances=self.loss.options["variances"],
             background_index=self.loss.options["background_index"],
             clip=(0.0, 0.0, 1.0, 1.0),
+            nms=self.nms,
+            sigma=self.sigma,
         )
 
 
@@ -292,7 +304,7 @@ def ssd300_vgg16(
         priors: a preset of `ssd_fast.priors.ssd300`, a `PriorBoxes` of the same maps, or (8732, 4)
             float32 corners in [0, 1].
         **options: of `SSD`: image_mean, image_std, score_threshold, top_k, iou_threshold,
-            max_detections, loss, sparse_head_backward.
+            max_detections, nms, sigma, loss, sparse_head_backward.
 
     Returns:
         A model in training mode, with random weights.

@@ -22,6 +22,7 @@ __all__ = [
     "check_heads",
     "check_levels",
     "check_number",
+    "check_positive",
     "check_targets",
     "check_threshold",
     "describe",
@@ -105,6 +106,12 @@ def check_number(name: str, value: float, *, low: float, high: float = math.inf)
     if not _is_between(low, value, high) or value == math.inf:
         bounds = f">= {low}" if high == math.inf else f"from {low} to {high}"
         raise ValueError(f"{name}: expected a finite number {bounds}, got {_shown(value)}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises ValueError unless the value, as float32, is finite and above 0."""
+    if not _is_between(2.0**-149, value, (2 - 2**-23) * 2.0**127):
+        raise ValueError(f"{name}: expected a finite number above 0, got {_shown(value)}")
 
 
 def check_count(name: str, value: int) -> None:

@@ -10,19 +10,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssd_fast.boxes import MAX_LOG_SCALE, decode_boxes, four_variances, greedy_nms
+from ssd_fast.boxes import MAX_LOG_SCALE, decode_boxes, four_variances
 from ssd_fast.detections import Detections
 from ssd_fast.ops._arguments import (
     as_levels,
     check_boxes,
+    check_choice,
     check_count,
     check_device,
     check_levels,
+    check_positive,
     check_threshold,
     describe,
 )
 from ssd_fast.ops._levels import join_levels
 from ssd_fast.ops._library import register
+from ssd_fast.suppression import NMS, suppress
 
 __all__ = ["detect", "detect_reference"]
 
@@ -42,14 +45,26 @@ def detect(
     background_index: int = 0,
     clip: Clip = None,
     max_log_scale: float | None = MAX_LOG_SCALE,
+    nms: str = "hard",
+    sigma: float = 0.5,
 ) -> Detections:
     """Detections of each image (SSD paper, section 3.1; torchvision's ``postprocess_detections``).
 
     Softmax; of each class but the background the ``top_k`` best scores above ``score_threshold``;
-    decoding; clipping; non-maximum suppression class by class, as `batched_nms`; of what is left
-    the ``max_detections`` best. Equal scores: lower label, then lower prior. Rows with a NaN or
+    decoding; clipping; non-maximum suppression class by class; of what is left the
+    ``max_detections`` best. Equal scores: lower label, then lower prior. Rows with a NaN or
     +inf logit yield nothing, nor do boxes that are not finite. Not differentiable. Shapes are
     fixed and nothing synchronises.
+
+    Suppression is "hard", as `batched_nms`, or
+
+    * "soft-linear", "soft-gaussian" (Soft-NMS, Bodla et al., 2017, arXiv:1704.04503): a box takes
+      part of the score of others of its class, the better it overlaps them the more: they keep
+      1 - IoU of it where the IoU exceeds ``iou_threshold``, or exp(-IoU^2 / ``sigma``). The best
+      of what is left comes next, and so on. Scores that fall to ``score_threshold`` or below are
+      gone; those returned are the lowered ones.
+    * "diou" (Zheng et al., 2020, arXiv:1911.08287): hard, by IoU less the squared distance of the
+      centres over the squared diagonal of the box around both.
 
     Args:
         deltas: (B, P, 4), or one map a level, (B, A * 4, H, W) in any memory format; float32,
@@ -58,13 +73,16 @@ def detect(
         priors: (P, 4) float32 corners.
         score_threshold: a score must exceed it, as float32.
         top_k: candidates a class may have before suppression; P for no limit.
-        iou_threshold: a box that overlaps a better one of its class by more is suppressed.
+        iou_threshold: a box that overlaps a better one of its class by more is suppressed, or
+            loses score; without effect on "soft-gaussian".
         max_detections: K, detections an image may have.
         variances: 2 or 4 numbers that scaled the encoded offsets.
         background_index: class index of the background, which is not detected.
         clip: what boxes are clipped to before suppression: 4 numbers (x1, y1, x2, y2), or a
             (B, 4) float32 tensor of them, or None.
         max_log_scale: largest log-scale before the exponential, None for no clamp; see `decode`.
+        nms: "hard", "soft-linear", "soft-gaussian" or "diou".
+        sigma: of "soft-gaussian", above 0: the larger, the less is lost.
 
     Returns:
         boxes (B, K, 4) float32 in the unit of ``priors``, scores (B, K) float32, labels (B, K)
@@ -76,6 +94,7 @@ def detect(
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
     batch, classes = check_levels(delta_levels, logit_levels, priors, background_index)
     _check(classes * priors.size(0), score_threshold, top_k, iou_threshold, max_detections)
+    check_positive("sigma", sigma)
     if max_log_scale is not None and max_log_scale != max_log_scale:
         raise ValueError("max_log_scale: expected a number, or None for no clamp, got nan")
     arguments = (
@@ -90,6 +109,8 @@ def detect(
         background_index,
         *_bounds(clip, batch, priors),
         max_log_scale,
+        check_choice("nms", nms, NMS),
+        sigma,
     )
     # Entering no_grad takes as long as some detections: only where there would be a graph.
     tensors = (*delta_levels, *logit_levels, priors, clip)
@@ -116,6 +137,8 @@ def detect_reference(
     background_index: int = 0,
     clip: Clip = None,
     max_log_scale: float | None = MAX_LOG_SCALE,
+    nms: str = "hard",
+    sigma: float = 0.5,
 ) -> Detections:
     """The definition of `detect`, in plain PyTorch; float64 too."""
     delta_levels = as_levels(deltas)
@@ -131,6 +154,8 @@ def detect_reference(
         background_index,
         *_bounds(clip, delta_levels[0].size(0), priors),
         max_log_scale,
+        check_choice("nms", nms, NMS),
+        sigma,
     )
     return Detections(*found)
 
@@ -148,6 +173,8 @@ def _detect(
     clip: Sequence[float] | None,
     image_clip: Tensor | None,
     max_log_scale: float | None,
+    nms: int,
+    sigma: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator `detect`, image by image."""
     delta_rows, logit_rows = join_levels(deltas, logits)
@@ -165,9 +192,12 @@ def _detect(
         if clip is not None or image_clip is not None:
             bounds = priors.new_tensor(clip) if image_clip is None else image_clip[i]
             box = torch.maximum(box, bounds[:2].repeat(2)).minimum(bounds[2:].repeat(2))
-        keep = greedy_nms(box, score, iou_threshold, label)[:max_detections]
+        keep, score = suppress(
+            nms, box, score, label, iou_threshold=iou_threshold, sigma=sigma,
+            score_threshold=score_threshold, most=max_detections,
+        )  # fmt: skip
         counts[i] = count = keep.numel()
-        boxes[i, :count], scores[i, :count], labels[i, :count] = box[keep], score[keep], label[keep]
+        boxes[i, :count], scores[i, :count], labels[i, :count] = box[keep], score, label[keep]
     return boxes, scores, labels, counts
 
 
@@ -249,7 +279,8 @@ register(
     "detect",
     "(Tensor[] deltas, Tensor[] logits, Tensor priors, float score_threshold, int top_k, "
     "float iou_threshold, int max_detections, float[] variances, int background_index, "
-    "float[]? clip, Tensor? image_clip, float? max_log_scale) -> (Tensor, Tensor, Tensor, Tensor)",
+    "float[]? clip, Tensor? image_clip, float? max_log_scale, int nms, float sigma) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     reference=_detect,
     fake=_fake,
     cuda="detect.launch_detect",

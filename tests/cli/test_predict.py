@@ -39,6 +39,19 @@ def test_pictures_and_json(ssd_fast: Callable, weights: Path, photograph: Path, 
     assert photograph.name in result.out
 
 
+def test_nms_by_name(ssd_fast: Callable, weights: Path, photograph: Path, tmp_path: Path):
+    """A word that detect knows; boxes that hard suppresses may stay, with lower scores."""
+    found = {}
+    for nms in ("hard", "soft-gaussian"):
+        arguments = ("--weights", weights, "--output", tmp_path / nms, "--threshold", 0.05)
+        assert ssd_fast("predict", *arguments, "--nms", nms, photograph).status == 0
+        (image,) = json.loads((tmp_path / nms / "detections.json").read_text())["images"]
+        found[nms] = image["detections"]
+    assert found["soft-gaussian"] != found["hard"]
+    with pytest.raises(SystemExit):
+        ssd_fast("predict", "--weights", weights, "--nms", "soft", photograph)
+
+
 def test_the_same_run_twice_is_the_same(
     ssd_fast: Callable, weights: Path, photograph: Path, tmp_path: Path
 ):

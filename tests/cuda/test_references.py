@@ -13,6 +13,7 @@ from ssd_fast import ops
 from ssd_fast.boxes import decode_boxes
 from ssd_fast.cross_entropy import background_key
 from ssd_fast.priors import ssd300
+from ssd_fast.suppression import NMS
 from ssd_fast.testing import (
     CROWDS,
     SCENES,
@@ -99,15 +100,16 @@ def test_encode_and_decode(gpu, shape):
 
 
 @pytest.mark.parametrize(("B", "C"), [(1, 21), (5, 81)])
-def test_detect(gpu, make_batch, needs_kernel, B, C):
+@pytest.mark.parametrize("nms", NMS)
+def test_detect(gpu, make_batch, needs_kernel, B, C, nms):
     needs_kernel("detect")
     deltas, logits, priors, *_ = make_batch(B, C)
-    found = ops.detect(*to(gpu, deltas, logits, priors))
+    found = ops.detect(*to(gpu, deltas, logits, priors), nms=nms)
     assert all(x.device == gpu for x in found)
-    expected = ops.detect(deltas, logits, priors)
+    expected = ops.detect(deltas, logits, priors, nms=nms)
     boxes = decode_boxes(deltas.double(), priors.double(), (0.1, 0.2))
     on_cpu = type(found)(*(x.cpu() for x in found))
-    assert_same_detections(on_cpu, expected, logits.double().softmax(2), boxes)
+    assert_same_detections(on_cpu, expected, logits.double().softmax(2), boxes, nms=nms)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -125,6 +125,9 @@ def test_bad_arguments_are_named(tmp_path: Path):
     model = build()
     with pytest.raises(ValueError, match=r"opset: expected 18 or later, got 11"):
         export_onnx(model, tmp_path / "model.onnx", opset=11)
+    model.nms = "diou"
+    with pytest.raises(ValueError, match=r"nms: ONNX has hard suppression alone, got .*'diou'"):
+        export_onnx(model, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"package is named \*\.pt2, got .*model\.so"):
         export_aoti(model, tmp_path / "model.so")
     assert not list(tmp_path.iterdir())

@@ -30,9 +30,11 @@ from ssd_fast.kernels.match import launch_match
 from ssd_fast.kernels.mine import launch_mine
 from ssd_fast.kernels.multibox_loss import launch_multibox_loss
 from ssd_fast.kernels.multibox_loss_backward import launch_multibox_loss_backward
+from ssd_fast.suppression import NMS
 
 ARCHITECTURES = (80, 90, 100)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPE_LABELS = ("float32", "float16", "bfloat16")
 # Kernels whose decisions are equal on every device for equal keys: one rounding an operation.
 EXACT = {
     "_claim_kernel",
@@ -42,6 +44,7 @@ EXACT = {
     "_decode_kernel",
     "_candidates_kernel",
     "_detect_kernel",
+    "_soft_detect_kernel",
 }
 SSD300 = [(4, 38, 38), (6, 19, 19), (6, 10, 10), (6, 5, 5), (4, 3, 3), (4, 1, 1)]
 P = 8732
@@ -112,9 +115,11 @@ def _step(inputs: tuple[Any, ...], assign: int = 0) -> None:
     launch_multibox_loss_backward(*losses, *inputs, code, positives, None, *options[9:])
 
 
-def _detect(inputs: tuple[Any, ...], clip: Tensor | None = None) -> tuple[Tensor, ...]:
+def _detect(
+    inputs: tuple[Any, ...], clip: Tensor | None = None, nms: str = "hard"
+) -> tuple[Tensor, ...]:
     """Detections with torchvision's defaults."""
-    options = (0.01, 400, 0.45, 200, (0.1, 0.2), 0, None, clip, 4.0)
+    options = (0.01, 400, 0.45, 200, (0.1, 0.2), 0, None, clip, 4.0, NMS[nms], 0.5)
     return launch_detect(*inputs[:3], *options)
 
 
@@ -142,6 +147,10 @@ def _all_launches(launches: list[Launch]) -> list[tuple[str, Launch]]:
         levels = [launch for launch in launches if "levels" in launch.arguments]
         launches[:] = levels if dtype != torch.float32 else launches
         keep(str(dtype).removeprefix("torch."))
+    for nms in ("soft-linear", "soft-gaussian", "diou"):
+        _detect(_inputs(), nms=nms)
+        launches[:] = launches[1:]  # the candidates are those of "hard"
+        keep(nms)
     _step(_inputs(layout=torch.contiguous_format, C=81))
     _detect(_inputs(layout=torch.contiguous_format, C=81), torch.zeros(2, 4))
     launches[:] = [launch for launch in launches if "levels" in launch.arguments]
@@ -156,7 +165,7 @@ def test_every_kernel_compiles_without_spills(launches) -> None:
         (architecture, label, launch)
         for label, launch in _all_launches(launches)
         for architecture in ARCHITECTURES
-        if architecture == 90 or label not in ("streamed", "contiguous")
+        if architecture == 90 or label in DTYPE_LABELS
     ]
     assert {launch.kernel.__name__ for _, _, launch in jobs} == _kernels()
     started = time.perf_counter()
@@ -218,15 +227,16 @@ def test_training_step_bytes(launches, C) -> None:
 @pytest.mark.parametrize(
     ("layout", "clip"), [(torch.channels_last, False), (torch.contiguous_format, True)]
 )
-def test_detect_launches(launches, B, layout, clip) -> None:
+@pytest.mark.parametrize("nms", NMS)
+def test_detect_launches(launches, B, layout, clip, nms) -> None:
     """Two kernels and one clearing, at any batch size: at most six launches."""
     inputs = _inputs(B=B, layout=layout)
     bounds = torch.zeros(B, 4) if clip else None
     with _count_fills() as fills:
-        _detect(inputs, bounds)
+        _detect(inputs, bounds, nms)
     assert [launch.kernel.__name__ for launch in launches] == [
         "_candidates_kernel",
-        "_detect_kernel",
+        "_soft_detect_kernel" if nms.startswith("soft") else "_detect_kernel",
     ]
     assert fills == ["new_zeros"]
     assert launches[1].programs == B

@@ -18,6 +18,7 @@ from ssd_fast.detections import Detections
 from ssd_fast.kernels.detect import launch_detect
 from ssd_fast.ops.decode import decode_reference
 from ssd_fast.ops.detect import detect_reference
+from ssd_fast.suppression import NMS
 from ssd_fast.testing import as_maps, random_boxes, seeded
 from ssd_fast.testing_detections import assert_same_detections
 
@@ -46,6 +47,8 @@ class Case(NamedTuple):
     block: int | None = None
     capacity: int = 1024
     visit: int = 64
+    nms: str = "hard"
+    sigma: float = 0.5
 
 
 CASES = [
@@ -61,6 +64,13 @@ CASES = [
     Case(C=3, kind="flat", iou_threshold=1.0, max_log_scale=None, capacity=8, top_k=1, K=1),
     Case(C=3, kind="ties", K=30, capacity=16, top_k=30, B=1, visit=16),
     Case(C=6, kind="equal", K=70, top_k=50, capacity=64, B=1),
+    Case(nms="diou", B=1),
+    Case(C=3, P=40, kind="flat", nms="diou", iou_threshold=0.3, capacity=16, visit=16, B=1),
+    Case(nms="soft-linear", B=1, K=20),
+    Case(layout="channels_last", dtype=torch.float16, nms="soft-gaussian", image_clip=True, K=9),
+    Case(C=3, P=67, kind="flat", nms="soft-linear", capacity=16, visit=16, K=15, top_k=30, B=1),
+    Case(C=4, kind="flat", nms="soft-gaussian", P=67, capacity=32, visit=16, K=20, sigma=2.0, B=1),
+    Case(C=3, kind="ties", nms="soft-linear", P=30, threshold=-1.0, iou_threshold=-0.5, K=20, B=1),
 ]
 
 
@@ -98,6 +108,7 @@ def _launch(case: Case, device, deltas, logits, priors, bounds=None) -> Detectio
         [x.to(device) for x in deltas], [x.to(device) for x in logits], priors.to(device),
         case.threshold, case.top_k, case.iou_threshold, case.K, (0.1, 0.2), case.background,
         case.clip, None if bounds is None else bounds.to(device), case.max_log_scale,
+        nms=NMS[case.nms], sigma=case.sigma,
         block=case.block, capacity=case.capacity, visit=case.visit,
     )  # fmt: skip
     return Detections(*(x.cpu() for x in found))
@@ -108,7 +119,7 @@ def _reference(case: Case, deltas, logits, priors, bounds=None) -> Detections:
         deltas, logits, priors, score_threshold=case.threshold, top_k=case.top_k,
         iou_threshold=case.iou_threshold, max_detections=case.K, variances=(0.1, 0.2),
         background_index=case.background, clip=case.clip if bounds is None else bounds,
-        max_log_scale=case.max_log_scale,
+        max_log_scale=case.max_log_scale, nms=case.nms, sigma=case.sigma,
     )  # fmt: skip
 
 
@@ -134,17 +145,18 @@ def test_equals_reference(kernel_device, case) -> None:
     assert_same_detections(
         found, expected, wide[1].softmax(dim=2), boxes, score_threshold=case.threshold,
         top_k=case.top_k, iou_threshold=case.iou_threshold, background_index=case.background,
+        nms=case.nms, sigma=case.sigma,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("capacity", [16, 1024])
-def test_ties_go_by_label_then_prior(kernel_device, capacity) -> None:
+@pytest.mark.parametrize(("capacity", "nms"), [(16, "hard"), (1024, "hard"), (16, "soft-linear")])
+def test_ties_go_by_label_then_prior(kernel_device, capacity, nms) -> None:
     """Equal scores: the order is exact, within a list and across the ranges that are read again."""
     x = 2 * torch.arange(11.0)
     priors = torch.stack((x, 0 * x, x + 1, 0 * x + 1), dim=1)
     deltas, logits = torch.zeros(1, 11, 4), torch.zeros(1, 11, 3)
     for top_k, K in ((400, 15), (2, 30)):
-        case = Case(C=3, top_k=top_k, K=K, capacity=capacity, visit=16)
+        case = Case(C=3, top_k=top_k, K=K, capacity=capacity, visit=16, nms=nms)
         found = _launch(case, kernel_device, [deltas], [logits], priors)
         expected = _reference(case, deltas, logits, priors)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -179,8 +191,9 @@ def test_degenerate_boxes(kernel_device) -> None:
     priors = torch.tensor(corners, dtype=torch.float32)
     logits = torch.zeros(1, 9, 3)
     logits[0, :, 1] = torch.arange(9.0).flip(0) + 9
-    for iou_threshold in (-1.0, 0.0, 0.45, 1.0):
-        case = Case(C=3, iou_threshold=iou_threshold, K=10, visit=16)
+    limits = [(-1.0, "hard"), (0.0, "hard"), (1.0, "hard"), *((0.45, nms) for nms in NMS)]
+    for iou_threshold, nms in limits:
+        case = Case(C=3, iou_threshold=iou_threshold, K=10, visit=16, nms=nms)
         found = _launch(case, kernel_device, [torch.zeros(1, 9, 4)], [logits], priors)
         expected = _reference(case, torch.zeros(1, 9, 4), logits, priors)
         assert torch.equal(found.counts, expected.counts)

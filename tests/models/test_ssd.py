@@ -302,6 +302,7 @@ def test_one_class_is_the_background():
 @pytest.mark.parametrize("priors", ["coco", OTHER_GRID, ssd300("sgrvinod")], ids=type)
 def test_config_builds_the_model_again(priors):
     options = {"top_k": 7, "image_std": [0.25] * 3, "loss": {"min_negatives": 3, "beta": 0.5}}
+    options |= {"nms": "soft-gaussian", "sigma": 0.3}
     model = slim(priors=priors, **options).eval()
     again = SSD.from_config(json.loads(json.dumps(model.config)))
     assert again.config == model.config
@@ -327,9 +328,26 @@ def test_another_grid_changes_the_heads():
     assert model(*[[x] for x in scene()])["classification"] > 0
 
 
-@pytest.mark.parametrize("option", ["score_threshold", "iou_threshold", "top_k", "max_detections"])
+DETECT_OPTIONS = ["score_threshold", "iou_threshold", "top_k", "max_detections", "nms", "sigma"]
+
+
+@pytest.mark.parametrize("option", DETECT_OPTIONS)
 def test_a_wrong_option_of_detect_fails_at_construction(option) -> None:
     """Not at the first evaluation, after the training."""
     wrong = math.nan if option.endswith("threshold") else -1
     with pytest.raises(ValueError, match=f"{option}: expected"):
         ssd300_vgg16(3, width=0.125, **{option: wrong})
+
+
+def test_nms_may_be_changed_after_training():
+    """The attribute counts at each call; an untrained model is sure of boxes that overlap."""
+    model = slim(max_detections=30).eval()
+    images = torch.rand(1, 3, 300, 300)
+    hard = model.detect_padded(images)
+    model.nms, model.sigma = "soft-gaussian", 0.1
+    soft = model.detect_padded(images)
+    assert not soft.boxes.equal(hard.boxes)
+    expected = detect(*model.head_maps(images), model.priors, clip=(0, 0, 1, 1),
+                      max_detections=30, nms="soft-gaussian", sigma=0.1)  # fmt: skip
+    for one, other in zip(soft, expected, strict=True):
+        torch.testing.assert_close(one, other)

@@ -371,7 +371,7 @@ def test_registration(device, maps, clip):
     each = torch.tensor([[0.0, 0, 1, 1]] * 2, device=device) if clip == "tensor" else None
     torch.library.opcheck(
         torch.ops.ssd_fast.detect.default,
-        (one, other, priors, 0.01, 40, 0.45, 20, [0.1, 0.2], 0, numbers, each, 4.0),
+        (one, other, priors, 0.01, 40, 0.45, 20, [0.1, 0.2], 0, numbers, each, 4.0, 0, 0.5),
     )
 
 

@@ -79,11 +79,14 @@ def test_rejects_maps_that_do_not_fit():
         {8: -1},
         {9: [0.0, 1.0]},
         {10: torch.zeros(1, 4)},
+        {12: 4},
+        {12: -1},
+        {13: 0.0},
     ],
 )
 def test_the_operator_guards_memory_itself(change):
     arguments = [[torch.zeros(2, 5, 4)], [torch.zeros(2, 5, 3)], apart(5), 0.01, 9, 0.45, 9]
-    arguments += [[0.1, 0.2], 0, None, None, 4.0]
+    arguments += [[0.1, 0.2], 0, None, None, 4.0, 0, 0.5]
     torch.ops.ssd_fast.detect(*arguments)
     for place, value in change.items():
         arguments[place] = value

@@ -28,6 +28,9 @@ CALLS = {
     "detect": lambda x: tuple(
         detect(DELTAS, LOGITS, PRIORS, score_threshold=x, iou_threshold=x, max_log_scale=4 * x)
     ),
+    "detect by soft-gaussian": lambda x: tuple(
+        detect(DELTAS, LOGITS, PRIORS, score_threshold=x, nms="soft-gaussian", sigma=x)
+    ),
     "match": lambda x: match(PRIORS, BOXES, OFFSETS, iou_threshold=x, low_threshold=x / 2),
     "mine": lambda x: mine(LOGITS[..., 0], torch.tensor([[0, -1, -1]]).int(), ratio=3 * x),
     "multibox_loss": _loss,
