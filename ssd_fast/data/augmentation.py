@@ -1,28 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Augmentation: SSD's zoom-out, crop, mirror and colour distortion, with one resample an image.
 
-The recipe of Liu et al., "SSD: Single Shot MultiBox Detector" (sections 2.2 and 3.6), with the
-numbers of the authors' Caffe code, `ssd_pascal.py`. Zoom-out, crop and resize are windows on the
-image, so they are composed first and the pixels are read once; colour comes after, on fewer pixels.
+The recipe of Liu et al., "SSD: Single Shot MultiBox Detector" (sections 2.2 and 3.6). Zoom-out,
+crop and resize are windows on the image, so they are composed first and the pixels are read once;
+colour comes after, on fewer pixels.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssd_fast.boxes import box_iou
+from ssd_fast.data.colours import distort_affine, distort_in_steps, draw_steps, thumbnail
+from ssd_fast.data.crops import Recipe, Window, draw_canvas, draw_crop
 
 __all__ = ["Augmentation"]
 
-_MIN_OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # 0.0: a random patch without a least overlap
-_TRIALS = 50
-_MIN_SCALE = 0.3  # the paper says 0.1, its code 0.3, and so do amdegroot and torchvision
-_MAX_ASPECT = 2.0
 _FILL = (123, 117, 104)  # the mean colour that SSD subtracts
 
 
@@ -41,22 +37,32 @@ class Augmentation:
     1. Zoom-out (section 3.6): the image lies somewhere on a canvas of up to `max_zoom` times its
        width and height, filled with the mean colour.
     2. Crop (section 2.2): the whole canvas, or any patch, or one whose IoU with at least one object
-       is 0.1, 0.3, 0.5, 0.7 or 0.9 or more; of scale 0.3 to 1 and aspect 1/2 to 2 relative to the
-       canvas. Objects whose centre is in the patch stay, clipped to it; a patch that holds none is
-       drawn again. (amdegroot's code takes any patch: it rejects one only if
+       is 0.1, 0.3, 0.5, 0.7 or 0.9 or more; sides from 0.3 of the canvas on, aspect 1/2 to 2.
+       Objects whose centre is in the patch stay, clipped to it; a patch that holds none is drawn
+       again. (amdegroot's code takes any patch: it rejects one only if
        `overlap.min() < min_iou and max_iou < overlap.max()`, where `max_iou` is infinite. It also
        leaves out 0.5.)
     3. Resize to `size` x `size`, bilinear without antialiasing, as `SSD` resizes what it is given.
     4. Mirror left to right.
-    5. Colour: brightness up to 32 of 255, contrast and saturation 0.5 to 1.5, hue up to 18 degrees,
-       each in half of the distorted images. All four are linear maps of RGB here: hue turns and
-       saturation scales colours about the grey axis, where the peers go through HSV.
+    5. Colour: brightness, contrast, saturation and hue, each in half of the distorted images.
 
-    An image without objects counts as one object in 2. The result is a function of the inputs and
-    the state of `generator` alone.
+    Two recipes draw by different numbers:
+
+    * "caffe", the authors' `ssd_pascal.py`: 50 patches of a scale and an aspect relative to the
+      canvas; brightness up to 32 of 255, contrast and saturation 0.5 to 1.5, hue up to 18 degrees,
+      all as linear maps of RGB, where the peers go through HSV. An image without objects counts as
+      one object in 2.
+    * "torchvision", the defaults of `transforms.v2`: `RandomPhotometricDistort`, `RandomZoomOut`,
+      `RandomIoUCrop`, `RandomHorizontalFlip`. 40 patches of a width and a height, aspect in
+      pixels, overlap with objects alone whose centre is in the patch; brightness times 0.875 to
+      1.125, colours also in another order in half of the images. An image without objects is not
+      cropped. The same distribution, at a fraction of the work: `benchmarks/bench_augmentation.py`.
+
+    The result is a function of the inputs and the state of `generator` alone.
 
     Args:
         size: S, height and width of the result, at least 1.
+        recipe: "caffe" or "torchvision".
         zoom_out: probability of 1.
         max_zoom: largest ratio of canvas to image, at least 1.
         crop: probability of 2.
@@ -71,6 +77,7 @@ class Augmentation:
         self,
         size: int = 300,
         *,
+        recipe: Recipe = "caffe",
         zoom_out: float = 0.5,
         max_zoom: float = 4.0,
         crop: float = 1.0,
@@ -81,11 +88,14 @@ class Augmentation:
             raise ValueError(f"size: expected 1 or more, got {size}")
         if not max_zoom >= 1:
             raise ValueError(f"max_zoom: expected 1 or more, got {max_zoom}")
+        if recipe not in ("caffe", "torchvision"):
+            raise ValueError(f'recipe: expected "caffe" or "torchvision", got {recipe!r}')
         chances = {"zoom_out": zoom_out, "crop": crop, "flip": flip, "colour": colour}
         for name, chance in chances.items():
             if not 0 <= chance <= 1:
                 raise ValueError(f"{name}: expected a probability, got {chance}")
         self.size = size
+        self.recipe: Recipe = recipe
         self.zoom_out = zoom_out
         self.max_zoom = max_zoom
         self.crop = crop
@@ -117,20 +127,23 @@ class Augmentation:
         zoom, crop, flip, colour = torch.rand(4, generator=generator).tolist()
         boxes = target["boxes"]
         height, width = image.shape[1:]
-        window = (0.0, 0.0, float(width), float(height))
+        window: Window = (0.0, 0.0, float(width), float(height))
         if zoom < self.zoom_out:
-            window = self._draw_canvas(width, height, generator)
+            window = draw_canvas(width, height, self.max_zoom, self.recipe, generator)
         keep = torch.ones(boxes.size(0), dtype=torch.bool)
-        if crop < self.crop:
+        if crop < self.crop and (len(boxes) or self.recipe == "caffe"):
             # Where there is no object to show, a crop shows the image: no canvas without it.
             subjects = boxes if len(boxes) else torch.tensor([[0.0, 0.0, width, height]])
-            window, keep = _draw_crop(window, subjects, generator)
+            window, keep = draw_crop(window, subjects, self.recipe, generator)
             keep = keep[: len(boxes)]
         patch = _snap(window, width, height, self.size)
         x1, y1, x2, y2 = patch.source
         pixels = _resize(image[:, y1:y2, x1:x2], patch.place)
         if colour < self.colour:
-            pixels = _distort(pixels, generator)
+            if self.recipe == "caffe":
+                pixels = distort_affine(pixels, generator)
+            else:
+                pixels = distort_in_steps(pixels, thumbnail(image), draw_steps(generator))
         result = _paste(pixels, patch.place, self.size)
         boxes = _move(boxes, patch).clamp(0, self.size)
         keep &= (boxes[:, :2] < boxes[:, 2:]).all(1)  # what rounding left without area
@@ -142,54 +155,8 @@ class Augmentation:
             )
         return result, {name: value[keep] for name, value in target.items()} | {"boxes": boxes}
 
-    def _draw_canvas(
-        self, width: int, height: int, generator: torch.Generator
-    ) -> tuple[float, float, float, float]:
-        """The corners of a canvas around the image, in pixels of the image."""
-        zoom, left, top = torch.rand(3, generator=generator).tolist()
-        zoom = 1 + (self.max_zoom - 1) * zoom
-        x1, y1 = -left * (zoom - 1) * width, -top * (zoom - 1) * height
-        return x1, y1, x1 + zoom * width, y1 + zoom * height
 
-
-def _draw_crop(
-    canvas: tuple[float, float, float, float], boxes: Tensor, generator: torch.Generator
-) -> tuple[tuple[float, float, float, float], Tensor]:
-    """A window on the canvas, and which boxes (n,) bool have their centre in it."""
-    while True:
-        choice = int(torch.randint(len(_MIN_OVERLAPS) + 1, (1,), generator=generator))
-        if choice == len(_MIN_OVERLAPS):
-            return canvas, torch.ones(boxes.size(0), dtype=torch.bool)
-        windows = _draw_windows(canvas, generator)
-        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-        inside = (
-            (windows[:, None, :2] < centre) & (centre < windows[:, None, 2:])  # (trials, n, 2)
-        ).all(2)
-        good = inside.any(1) & (box_iou(windows, boxes).amax(1) >= _MIN_OVERLAPS[choice])
-        if bool(good.any()):
-            first = int(good.int().argmax())
-            return _corners(windows[first]), inside[first]
-
-
-def _draw_windows(canvas: tuple[float, float, float, float], generator: torch.Generator) -> Tensor:
-    """Random windows on the canvas, (50, 4) corners, drawn as Caffe's `SampleBBox` does."""
-    draws = torch.rand(_TRIALS, 4, generator=generator)
-    scale = _MIN_SCALE + (1 - _MIN_SCALE) * draws[:, 0]
-    low, high = (scale * scale).clamp(min=1 / _MAX_ASPECT), (scale**-2).clamp(max=_MAX_ASPECT)
-    aspect = (low + (high - low) * draws[:, 1]).sqrt()
-    size = torch.stack([scale * aspect, scale / aspect], dim=1).clamp(max=1.0)  # of the canvas
-    corner = draws[:, 2:] * (1 - size)
-    x1, y1, x2, y2 = canvas
-    whole, origin = torch.tensor([x2 - x1, y2 - y1]), torch.tensor([x1, y1])
-    return torch.cat([corner * whole + origin, (corner + size) * whole + origin], dim=1)
-
-
-def _corners(window: Tensor) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = window.tolist()
-    return x1, y1, x2, y2
-
-
-def _snap(window: tuple[float, float, float, float], width: int, height: int, size: int) -> _Patch:
+def _snap(window: Window, width: int, height: int, size: int) -> _Patch:
     """The part of the window that shows the image, in whole pixels on both sides.
 
     Boxes follow the snapped map, so the rounding moves image and boxes alike.
@@ -236,25 +203,3 @@ def _move(boxes: Tensor, patch: _Patch) -> Tensor:
     place = torch.tensor(patch.place, dtype=boxes.dtype)
     scale = (place[2:] - place[:2]) / (source[2:] - source[:2])
     return (boxes - source[:2].repeat(2)) * scale.repeat(2) + place[:2].repeat(2)
-
-
-def _distort(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Colours through one random affine map of RGB, uint8."""
-    coins, draws = torch.rand(2, 4, generator=generator).tolist()
-    chosen = [2 * draw - 1 if coin < 0.5 else 0.0 for coin, draw in zip(coins, draws, strict=True)]
-    brightness, contrast, saturation = 32 * chosen[0], 1 + 0.5 * chosen[1], 1 + 0.5 * chosen[2]
-    grey = torch.full((3, 3), 1 / 3)
-    matrix = contrast * ((1 - saturation) * grey + saturation * _turn(math.radians(18) * chosen[3]))
-    offset = torch.full((3, 1), contrast * brightness)
-    colours = torch.addmm(offset, matrix, pixels.reshape(3, -1).float())
-    # By way of int16: the direct conversion is not vectorised.
-    return colours.round_().clamp_(0, 255).to(torch.int16).to(torch.uint8).view_as(pixels)
-
-
-def _turn(angle: float) -> Tensor:
-    """The rotation of RGB about its grey axis, (3, 3), by Rodrigues' formula."""
-    cos, sin = math.cos(angle), math.sin(angle) / math.sqrt(3)
-    diagonal, after, before = cos + (1 - cos) / 3, (1 - cos) / 3 - sin, (1 - cos) / 3 + sin
-    return torch.tensor(
-        [[diagonal, after, before], [before, diagonal, after], [after, before, diagonal]]
-    )

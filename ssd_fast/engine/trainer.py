@@ -29,7 +29,7 @@ from ssd_fast.targets import Targets
 __all__ = ["Diverged", "StepReport", "Trainer", "TrainingOptions"]
 
 _KEEP_BYTES = 1 << 30
-_AUGMENTATIONS: dict[str, dict[str, float]] = {
+_AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "ssd": {},
     "flip": {"zoom_out": 0.0, "crop": 0.0, "colour": 0.0},
     "none": {"zoom_out": 0.0, "crop": 0.0, "colour": 0.0, "flip": 0.0},

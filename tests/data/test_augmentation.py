@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from ssd_fast.boxes import box_iou
-from ssd_fast.data import augmentation as augmentation_module
-from ssd_fast.data.augmentation import Augmentation, _draw_crop, _draw_windows, _turn
+from ssd_fast.data import crops
+from ssd_fast.data.augmentation import Augmentation
+from ssd_fast.data.colours import _turn
+from ssd_fast.data.crops import Recipe, draw_crop, draw_windows
 
 
 def scene(width: int = 120, height: int = 90) -> tuple[Tensor, dict[str, Tensor]]:
@@ -24,13 +26,17 @@ def scene(width: int = 120, height: int = 90) -> tuple[Tensor, dict[str, Tensor]
     }
 
 
+RECIPES: list[Recipe] = ["caffe", "torchvision"]
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_boxes_follow_the_pixels() -> None:
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_boxes_follow_the_pixels(recipe: Recipe) -> None:
     image, target = scene()
-    augmentation = Augmentation(100, colour=0.0, max_zoom=2.0)
+    augmentation = Augmentation(100, recipe=recipe, colour=0.0, max_zoom=2.0)
     shown = 0
     for seed in range(80):
         pixels, result = augmentation(image, target, seeded(seed))
@@ -46,11 +52,12 @@ def test_boxes_follow_the_pixels() -> None:
     assert shown > 100
 
 
-def test_the_columns_of_kept_objects_stay_together() -> None:
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_columns_of_kept_objects_stay_together(recipe: Recipe) -> None:
     image, target = scene()
     kept = set()
     for seed in range(60):
-        _, result = Augmentation(64)(image, target, seeded(seed))
+        _, result = Augmentation(64, recipe=recipe)(image, target, seeded(seed))
         n = len(result["labels"])
         assert n >= 1
         assert result["boxes"].shape == (n, 4)
@@ -62,13 +69,14 @@ def test_the_columns_of_kept_objects_stay_together() -> None:
     assert kept == {1, 2, 3}
 
 
-def test_the_generator_decides_and_arguments_stay_as_they_were() -> None:
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_generator_decides_and_arguments_stay_as_they_were(recipe: Recipe) -> None:
     image, target = scene()
     before = image.clone(), {name: value.clone() for name, value in target.items()}
-    first, second = (Augmentation(80)(image, target, seeded(7)) for _ in range(2))
+    first, second = (Augmentation(80, recipe=recipe)(image, target, seeded(7)) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1]["boxes"], second[1]["boxes"])
-    assert not torch.equal(first[0], Augmentation(80)(image, target, seeded(8))[0])
+    assert not torch.equal(first[0], Augmentation(80, recipe=recipe)(image, target, seeded(8))[0])
     assert torch.equal(image, before[0])
     assert all(torch.equal(target[name], value) for name, value in before[1].items())
 
@@ -109,16 +117,19 @@ def test_zoom_out_fills_with_the_mean_colour() -> None:
     assert max(covered) > 0.4
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("least", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_a_crop_keeps_its_least_overlap(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crop_keeps_its_least_overlap(
+    least: float, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The rule that amdegroot's code states and does not enforce.
-    monkeypatch.setattr(augmentation_module, "_MIN_OVERLAPS", (least,))
+    monkeypatch.setattr(crops, "_MIN_OVERLAPS", (least,))
     canvas = (0.0, 0.0, 120.0, 90.0)
     boxes = torch.tensor([[5.0, 5, 115, 85], [60, 50, 70, 60]])
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     patches = 0
     for seed in range(40):
-        window, keep = _draw_crop(canvas, boxes, seeded(seed))
+        window, keep = draw_crop(canvas, boxes, recipe, seeded(seed))
         if window == canvas:
             assert keep.all()
             continue
@@ -132,7 +143,7 @@ def test_a_crop_keeps_its_least_overlap(least: float, monkeypatch: pytest.Monkey
 
 
 def test_windows_have_scale_and_aspect_of_the_paper() -> None:
-    windows = torch.cat([_draw_windows((0.0, 0.0, 1.0, 1.0), seeded(i)) for i in range(40)])
+    windows = torch.cat([draw_windows((0.0, 0.0, 1.0, 1.0), "caffe", seeded(i)) for i in range(40)])
     size = windows[:, 2:] - windows[:, :2]
     assert windows.min() >= 0
     assert windows.max() <= 1 + 1e-6
@@ -160,12 +171,13 @@ def test_colour_leaves_grey_grey_and_turns_hue() -> None:
     )
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 400), (300, 2), (37, 53)])
-def test_images_of_any_shape_without_objects(shape: tuple[int, int]) -> None:
+def test_images_of_any_shape_without_objects(shape: tuple[int, int], recipe: Recipe) -> None:
     image = torch.full((3, *shape), 200, dtype=torch.uint8)
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     for seed in range(15):
-        pixels, result = Augmentation(32)(image, empty, seeded(seed))
+        pixels, result = Augmentation(32, recipe=recipe)(image, empty, seeded(seed))
         assert pixels.shape == (3, 32, 32)
         assert result["boxes"].shape == (0, 4)
         assert result["labels"].shape == (0,)
@@ -181,7 +193,14 @@ def test_rejects_what_is_no_image(image: Tensor) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"size": 0}, {"max_zoom": 0.5}, {"flip": 1.5}, {"crop": -0.1}, {"colour": float("nan")}],
+    [
+        {"size": 0},
+        {"max_zoom": 0.5},
+        {"flip": 1.5},
+        {"crop": -0.1},
+        {"colour": float("nan")},
+        {"recipe": "yolo"},
+    ],
 )
 def test_rejects_an_option_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
