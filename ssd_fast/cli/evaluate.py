@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssd_fast.cli.console import Console
     from ssd_fast.engine.batches import DetectionDataset
     from ssd_fast.engine.evaluation import Evaluation, Metric
     from ssd_fast.engine.precision import Precision
     from ssd_fast.models.ssd import SSD
 
-__all__ = ["Evaluate", "evaluate_shown"]
+__all__ = ["Evaluate", "detect_shown", "evaluate_shown"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Evaluate:
     """Whose rules: VOC's since 2010 (area under the curve), of 2007 (eleven points), or COCO's."""
     json: Path | None = None
     """Also write the numbers to this file."""
+    output: Path | None = None
+    """Folder for a report: report.html with curves, confusions and the worst images, all figures as
+    PNG, and report.json, whose score threshold predict takes where it lies with the weights."""
 
     def run(self) -> int:
         """Detects, scores and prints."""
@@ -55,7 +60,8 @@ class Evaluate:
             pick_image_set,
             tell_problems,
         )
-        from ssd_fast.engine.output import output_folder
+        from ssd_fast.engine.evaluation import score_detections
+        from ssd_fast.engine.output import output_folder, write_file
         from ssd_fast.engine.precision import choose_precision
         from ssd_fast.engine.weights import load_weights
 
@@ -64,6 +70,9 @@ class Evaluate:
         console = Console()
         if self.json is not None:
             output_folder(self.json.parent)
+        if self.output is not None:
+            require("a report", "matplotlib")
+            output_folder(self.output)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, class_names = load_weights(self.weights, device)
         model.nms = self.nms or model.nms
@@ -76,19 +85,82 @@ class Evaluate:
         tell_problems(problems, image_set, console)
         precision = choose_precision(device, self.precision)
         console.say(f"{len(dataset)} images of {image_set}, on {device.type} in {precision}")
-        evaluation = evaluate_shown(
-            model, dataset, precision, console, batch_size=self.batch_size, metric=self.metric
+        found, targets = detect_shown(
+            model, dataset, precision, console, batch_size=self.batch_size
         )
+        evaluation = score_detections(found, targets, class_names, metric=self.metric)
         console.show_average_precision(evaluation)
-        self._write(evaluation)
+        if self.json is not None:
+            numbers = json.dumps(evaluation.metrics(), indent=2)
+            write_file(self.json, (numbers + "\n").encode())
+        if self.output is not None:
+            self._report(dataset, image_set, found, targets, evaluation, console)
         print(f"mAP@0.5 {evaluation.at_50.mean:.3f}", flush=True)
         return 0
 
-    def _write(self, evaluation: Evaluation) -> None:
-        from ssd_fast.engine.output import write_file
+    def _report(
+        self,
+        dataset: DetectionDataset,
+        image_set: str,
+        detections: list[dict[str, Tensor]],
+        targets: list[dict[str, Tensor]],
+        evaluation: Evaluation,
+        console: Console,
+    ) -> None:
+        """Writes the report and says where it is."""
+        from ssd_fast.engine.output import output_folder
+        from ssd_fast.engine.report import make_report, weights_digest
+        from ssd_fast.engine.report_files import write_report
 
-        if self.json is not None:
-            write_file(self.json, (json.dumps(evaluation.metrics(), indent=2) + "\n").encode())
+        assert self.output is not None
+        source = {
+            "weights": str(self.weights),
+            "weights_sha256": weights_digest(self.weights),
+            "data": self.data,
+            "image_set": image_set,
+        }
+        report = make_report(detections, targets, evaluation, source)
+        page, *_ = write_report(output_folder(self.output), report, dataset, detections)
+        console.say(f"Score threshold with the best F1: {report.score_threshold:.3f}; see {page}")
+
+
+def detect_shown(
+    model: SSD,
+    dataset: DetectionDataset,
+    precision: Precision,
+    console: Console,
+    *,
+    batch_size: int = 16,
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """Detects objects in a dataset with a progress bar.
+
+    Args:
+        model: put in evaluation mode.
+        dataset: the images.
+        precision: arithmetic of the model.
+        console: where the bar goes.
+        batch_size: images at a time.
+
+    Returns:
+        Detections and targets, one dict an image each.
+    """
+    from rich.progress import track
+
+    from ssd_fast.engine.evaluation import detect_dataset
+
+    found = track(
+        detect_dataset(model, dataset, precision=precision, batch_size=batch_size),
+        "evaluating",
+        total=-(-len(dataset) // batch_size),
+        console=console.rich,
+        transient=True,
+        disable=not console.rich.is_terminal,
+    )
+    detections, targets = [], []
+    for some_detections, some_targets in found:
+        detections += some_detections
+        targets += some_targets
+    return detections, targets
 
 
 def evaluate_shown(
@@ -113,20 +185,7 @@ def evaluate_shown(
     Returns:
         The evaluation.
     """
-    from rich.progress import track
+    from ssd_fast.engine.evaluation import score_detections
 
-    from ssd_fast.engine.evaluation import detect_dataset, score_detections
-
-    found = track(
-        detect_dataset(model, dataset, precision=precision, batch_size=batch_size),
-        "evaluating",
-        total=-(-len(dataset) // batch_size),
-        console=console.rich,
-        transient=True,
-        disable=not console.rich.is_terminal,
-    )
-    detections, targets = [], []
-    for some_detections, some_targets in found:
-        detections += some_detections
-        targets += some_targets
+    detections, targets = detect_shown(model, dataset, precision, console, batch_size=batch_size)
     return score_detections(detections, targets, dataset.class_names, metric=metric)

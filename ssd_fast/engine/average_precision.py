@@ -27,7 +27,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from ssd_fast.engine.detection_matching import judge, match_coco, match_voc, tabulate
+from ssd_fast.engine.detection_matching import (
+    judge,
+    match_coco,
+    match_voc,
+    share_in_region,
+    tabulate,
+)
 
 __all__ = [
     "AveragePrecision",
@@ -186,9 +192,10 @@ def _evaluate(
     required = table.object_labels[~table.optional]
     num_objects = required.bincount(minlength=num_classes).tolist()
     objects, counted = (match_coco if coco else match_voc)(table, thresholds)
+    inside = share_in_region(table)
     results = []
     for threshold, chosen in zip(thresholds, objects, strict=True):
-        true, neither = judge(table, chosen, threshold, area_range)
+        true, neither = judge(table, chosen, inside >= threshold, area_range)
         kept = counted & ~neither
         curves = tuple(
             _curve(true[start:stop], kept[start:stop], table.scores[start:stop], number)

@@ -13,7 +13,15 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["DetectionTable", "iou", "judge", "match_coco", "match_voc", "tabulate"]
+__all__ = [
+    "DetectionTable",
+    "iou",
+    "judge",
+    "match_coco",
+    "match_voc",
+    "share_in_region",
+    "tabulate",
+]
 
 _COCO_DETECTIONS = 100  # of an image and class
 
@@ -166,7 +174,7 @@ def match_coco(
 def judge(
     table: DetectionTable,
     objects: Tensor,
-    threshold: float,
+    excused: Tensor,
     area_range: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Which detections are true, and which are neither true nor false.
@@ -174,11 +182,11 @@ def judge(
     Args:
         table: from `tabulate`.
         objects: (D,) int64, the object of each detection, -1 for none.
-        threshold: share of a detection that has to lie inside a region.
+        excused: (D,) bool, detections that are no fault if they are not true.
         area_range: detections of another area that answer for nothing are neither.
 
     Returns:
-        true (D,) bool; neither (D,) bool: answers for optional objects, and false ones in regions.
+        true (D,) bool; neither (D,) bool: answers for optional objects, and excused false ones.
     """
     answering = (objects >= 0).nonzero().squeeze(1)
     neither = torch.zeros(table.scores.numel(), dtype=torch.bool)
@@ -190,13 +198,18 @@ def judge(
     true = torch.zeros_like(neither)
     true[winner[winner < nobody]] = True
     true &= ~neither
-    if table.region_key.numel():
-        inside = _nearest(table.boxes, table.key, table.region_boxes, table.region_key, _inside)[1]
-        neither |= ~true & (inside >= threshold)
+    neither |= ~true & excused
     if area_range is not None:
         area = _area(table.boxes)
         neither |= (objects < 0) & ((area < area_range[0]) | (area > area_range[1]))
     return true, neither
+
+
+def share_in_region(table: DetectionTable) -> Tensor:
+    """How much of each detection lies inside one region of its key, (D,) float64."""
+    if table.region_key.numel() == 0:
+        return torch.zeros_like(table.scores)
+    return _nearest(table.boxes, table.key, table.region_boxes, table.region_key, _inside)[1]
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:

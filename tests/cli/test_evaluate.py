@@ -85,3 +85,14 @@ def test_coco_without_its_package_says_what_to_install(
     assert result.status == 2
     assert "needs faster_coco_eval: pip install 'ssd_fast[train]'" in result.err
     assert ssd_fast(*arguments).status == 0
+
+
+def test_a_report_is_written(ssd_fast: Callable, voc: Path, weights: Path, tmp_path: Path):
+    arguments = ("eval", "--weights", weights, "--data", f"voc:{voc}", "--output", tmp_path / "r")
+    result = ssd_fast(*arguments)
+    assert result.status == 0, result.err
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["image_set"] == "test"
+    assert report["weights"] == str(weights)
+    assert f"best F1: {report['score_threshold']:.3f}" in result.out
+    assert Path(report["worst_images"][0]["file"]).parent == voc / "JPEGImages"

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""confusion: what the detections took each object for, counted over classes and over images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssd_fast.engine.detection_matching import match_coco, share_in_region, tabulate
+
+__all__ = ["Confusion", "confusion_matrix"]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts at one score threshold and one IoU.
+
+    Attributes:
+        counts: (C, C) int64. Entry (t, p) counts objects of label t detected as label p; label 0 is
+            background: row 0 has the detections where nothing is, column 0 the objects missed.
+        missed: (images,) int64, objects that no detection answers for.
+        false: (images,) int64, detections that answer for nothing.
+        confused: (images,) int64, objects detected as another class.
+    """
+
+    counts: Tensor
+    missed: Tensor
+    false: Tensor
+    confused: Tensor
+
+
+def confusion_matrix(
+    detections: Sequence[dict[str, Tensor]],
+    targets: Sequence[dict[str, Tensor]],
+    *,
+    num_classes: int,
+    score_threshold: float,
+    iou_threshold: float = 0.5,
+) -> Confusion:
+    """Counts what was found, missed, confused and made up.
+
+    Detections choose twice, best score first: of the objects of their class the free one that they
+    overlap most, as in COCO's rule; then those left choose so of all objects left, whatever their
+    class. Difficult objects and regions to ignore are neither missed nor does a detection of their
+    class inside them count.
+
+    Args:
+        detections: one dict an image: boxes (D, 4) corners, scores (D,), labels (D,).
+        targets: one dict an image: boxes (N, 4), labels (N,), and optionally difficult, ignore or
+            iscrowd (N,) bool.
+        num_classes: C, with background.
+        score_threshold: detections below it are left out.
+        iou_threshold: least IoU of a detection and its object.
+
+    Returns:
+        The counts.
+
+    Raises:
+        ValueError: as for `average_precision`.
+    """
+    kept = []
+    for rows in detections:
+        keep = rows["scores"] >= score_threshold
+        kept.append({name: rows[name][keep] for name in ("boxes", "scores", "labels")})
+    table = tabulate(kept, targets, num_classes, difficult_is_region=True)
+    everyone = table.scores.numel() + 1
+    objects = match_coco(table, [iou_threshold], limit=everyone)[0][0]
+    taken = torch.zeros(table.object_labels.numel(), dtype=torch.bool)
+    taken[objects[objects >= 0]] = True
+    rest = ((objects < 0) & (share_in_region(table) < iou_threshold)).nonzero().squeeze(1)
+    rest = rest[table.scores[rest].argsort(descending=True, stable=True)]
+    free = (~taken).nonzero().squeeze(1)
+    left = table._replace(
+        boxes=table.boxes[rest],
+        scores=table.scores[rest],
+        key=table.images[rest],
+        object_boxes=table.object_boxes[free],
+        object_key=table.object_images[free],
+        optional=table.optional[free],
+    )
+    other = match_coco(left, [iou_threshold], limit=everyone)[0][0]
+    mistaken, as_what = free[other[other >= 0]], rest[other >= 0]
+    missed = torch.ones_like(taken)
+    missed[objects[objects >= 0]] = False
+    missed[mistaken] = False
+    false = rest[other < 0]
+    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    for truth, predicted in (
+        (table.object_labels[taken], table.object_labels[taken]),
+        (table.object_labels[mistaken], table.labels[as_what]),
+        (table.object_labels[missed], torch.zeros_like(table.object_labels[missed])),
+        (torch.zeros_like(false), table.labels[false]),
+    ):
+        counts.index_put_((truth, predicted), torch.ones_like(truth), accumulate=True)
+    images = len(targets)
+    return Confusion(
+        counts,
+        table.object_images[missed].bincount(minlength=images),
+        table.images[false].bincount(minlength=images),
+        table.images[as_what].bincount(minlength=images),
+    )
