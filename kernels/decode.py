@@ -13,8 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_fast.boxes import four_variances
-from ssd_fast.kernels.geometry import decode_box
-from ssd_fast.kernels.loss_rows import encode
+from ssd_fast.kernels.geometry import decode_box, encode_box
 from ssd_fast.ops._arguments import LOGIT_DTYPES, describe
 
 __all__ = ["launch_decode", "launch_encode"]
@@ -95,7 +94,7 @@ def _encode_kernel(
     ok = r < R
     box = load_row(boxes_ptr, r, ok, BLOCK_R)
     prior = load_row(priors_ptr, r % P, ok, BLOCK_R)
-    dx, dy, dw, dh = encode(box, prior, vx, vy, vw, vh)
+    dx, dy, dw, dh = encode_box(box, prior, vx, vy, vw, vh)
     store_row(offsets_ptr, r, ok, dx, dy, dw, dh, BLOCK_R)
 
 

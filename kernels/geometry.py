@@ -8,7 +8,7 @@ for bit on every device.
 import triton
 import triton.language as tl
 
-from ssd_fast.kernels.elementary import exp
+from ssd_fast.kernels.elementary import exp, log
 
 
 @triton.jit
@@ -49,6 +49,36 @@ def box_iou(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2):
     # A NaN corner makes the union NaN. `/` would be div.full, off by two units in the last place.
     overlap = (width > 0) & (height > 0) & (inter > 0) & (union > 0)
     return tl.where(overlap, tl.math.div_rn(inter, tl.where(overlap, union, 1.0)), 0.0)
+
+
+@triton.jit
+def box_iof(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2):
+    """Share of the first box that lies inside the second; 0 where they do not overlap."""
+    width = tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)
+    height = tl.minimum(ay2, by2) - tl.maximum(ay1, by1)
+    inter = width * height
+    overlap = (width > 0) & (height > 0) & (inter > 0)
+    area = box_area(ax1, ay1, ax2, ay2)
+    return tl.where(overlap, tl.math.div_rn(inter, tl.where(overlap, area, 1.0)), 0.0)
+
+
+@triton.jit
+def encode_box(
+    box,  # corners
+    prior,  # corners
+    vx,
+    vy,
+    vw,
+    vh,
+):
+    """Offsets from priors to boxes, as encode_boxes in ssd_fast/boxes.py."""
+    x1, y1, x2, y2 = box
+    px1, py1, px2, py2 = prior
+    pw = px2 - px1
+    ph = py2 - py1
+    dx = ((x1 - px1) + (x2 - px2)) * 0.5 / (pw * vx)
+    dy = ((y1 - py1) + (y2 - py2)) * 0.5 / (ph * vy)
+    return dx, dy, log((x2 - x1) / pw) / vw, log((y2 - y1) / ph) / vh
 
 
 @triton.jit
@@ -104,6 +134,12 @@ def image_rows(
 
 
 @triton.jit
+def is_class(label, C, background):
+    """Whether a label is a class that an object may have."""
+    return (label >= 0) & (label < C) & (label != background)
+
+
+@triton.jit
 def is_object(
     boxes_ptr,  # (N, 4) float32, contiguous
     labels_ptr,  # (N,) int64, or None: any label will do
@@ -115,6 +151,18 @@ def is_object(
     x1, y1, x2, y2 = load_box(boxes_ptr, n, None)
     valid = is_valid(x1, y1, x2, y2)
     if labels_ptr is not None:
-        label = tl.load(labels_ptr + n)
-        valid = valid & (label >= 0) & (label < C) & (label != background)
+        valid = valid & is_class(tl.load(labels_ptr + n), C, background)
     return x1, y1, x2, y2, valid
+
+
+@triton.jit
+def is_region(
+    labels_ptr,  # (N,) int64
+    n,
+    x1,
+    y1,
+    x2,
+    y2,
+):
+    """Whether object ``n`` of these corners is a region to ignore: its label is -1."""
+    return (tl.load(labels_ptr + n) == -1) & is_valid(x1, y1, x2, y2)

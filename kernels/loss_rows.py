@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Rows of the loss in Triton: residuals to the matched boxes, exponentials of the logits.
+"""Rows of the losses in Triton: exponentials of the logits, weights of the classes, counts.
 
-What the forward and the backward pass of ssd_fast::multibox_loss share.
+What the forward and the backward passes of the losses share.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssd_fast.kernels.elementary import exp, log
-from ssd_fast.kernels.geometry import load_box
+from ssd_fast.kernels.elementary import exp
 from ssd_fast.kernels.levels import CHANNELS, NEITHER, ROWS
 
 LARGE = tl.constexpr(3.0e38)
@@ -20,50 +19,47 @@ ROWS_PER_PROGRAM = {CHANNELS: 32, ROWS: 64, NEITHER: 32}
 
 
 @triton.jit
-def encode(
-    box,  # corners
-    prior,  # corners
-    vx,
-    vy,
-    vw,
-    vh,
+def weights_of(
+    class_weights_ptr,  # (C,) float32, or None: all are 1
+    c,
+    ok,
 ):
-    """Offsets from priors to boxes, as encode_boxes in ssd_fast/boxes.py."""
-    x1, y1, x2, y2 = box
-    px1, py1, px2, py2 = prior
-    pw = px2 - px1
-    ph = py2 - py1
-    dx = ((x1 - px1) + (x2 - px2)) * 0.5 / (pw * vx)
-    dy = ((y1 - py1) + (y2 - py2)) * 0.5 / (ph * vy)
-    return dx, dy, log((x2 - x1) / pw) / vw, log((y2 - y1) / ph) / vh
+    """Weights of classes, 0 where ``ok`` does not hold."""
+    if class_weights_ptr is None:
+        weights = tl.where(ok, 1.0, 0.0)
+    else:
+        weights = tl.load(class_weights_ptr + c, ok, other=0.0)
+    return weights
 
 
 @triton.jit
-def residuals(
-    deltas_ptr,
-    delta_offset,
-    delta_channel,
-    boxes_ptr,  # (N, 4) float32
-    priors_ptr,  # (P, 4) float32
-    n,
-    p,
-    positive,
-    vx,
-    vy,
-    vw,
-    vh,
+def total_weight(
+    class_weights_ptr,  # (C,) float32, or None: all are 1
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """Differences (BLOCK_R, 4) of deltas to the boxes their rows are matched to."""
-    box = load_box(boxes_ptr, n, positive)
-    prior = load_box(priors_ptr, p, positive)
-    dx, dy, dw, dh = encode(box, prior, vx, vy, vw, vh)
-    k = tl.arange(0, 4)[None, :]
-    target = tl.where(k == 0, dx[:, None], dy[:, None])
-    target = tl.where(k == 2, dw[:, None], target)
-    target = tl.where(k == 3, dh[:, None], target)
-    pointers = deltas_ptr + delta_offset[:, None] + k * delta_channel
-    delta = tl.load(pointers, positive[:, None], other=0.0).to(tl.float32)
-    return tl.where(positive[:, None], delta - target, 0.0)
+    """Sum of the weights of all classes."""
+    sums = tl.zeros((BLOCK_C,), tl.float32)
+    for first in range(0, C, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        sums += weights_of(class_weights_ptr, c, c < C)
+    return tl.sum(sums, axis=0)
+
+
+@triton.jit
+def class_pointers(
+    logits_ptr,  # or gradients'
+    offset,  # (BLOCK_R,) of the rows
+    channel_stride,
+    c,  # (BLOCK_C,) classes
+    INNER: tl.constexpr,
+):
+    """Pointers (BLOCK_R, BLOCK_C) to the logits of rows; a stride of 1 is known to be 1."""
+    if INNER == 0:
+        pointers = logits_ptr + offset[:, None] + c[None, :]
+    else:
+        pointers = logits_ptr + offset[:, None] + c[None, :] * channel_stride
+    return pointers
 
 
 @triton.jit
@@ -81,10 +77,7 @@ def load_differences(
 ):
     """Logits of a block of classes relative to the row's reference; -inf for that class itself."""
     c = first + tl.arange(0, BLOCK_C)
-    if INNER == 0:
-        pointers = logits_ptr + offset[:, None] + c[None, :]
-    else:
-        pointers = logits_ptr + offset[:, None] + c[None, :] * channel_stride
+    pointers = class_pointers(logits_ptr, offset, channel_stride, c, INNER)
     x = tl.load(pointers, ok[:, None] & (c < C)[None, :], other=float("-inf")).to(tl.float32)
     # A row that does not exist, or is not asked for, has the reference 0.
     other = (c[None, :] != reference_class[:, None]) & (c < C)[None, :]
@@ -99,22 +92,29 @@ def sum_exponentials(
     reference,
     reference_class,
     ok,
+    class_weights_ptr,  # (C,) float32, or None: all are 1
     C: tl.constexpr,
     INNER: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    LEADS: tl.constexpr,
 ):
     """Sums over the other classes of ``exp(x_c - x_reference - shift)``, and the shifts.
+
+    With LEADS also the sums of ``weight_c * (x_c - x_reference)``, without it zeros.
 
     The shift is 0, which keeps all digits of small sums, unless that sum overflows: then the rows
     are read again, relative to their largest logit.
     """
     shift = tl.zeros((BLOCK_R,), tl.float32)
     others = tl.zeros((BLOCK_R,), tl.float32)
+    leads = tl.zeros((BLOCK_R,), tl.float32)
     passes = 1
     while passes > 0:
         sums = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
         largest = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+        if LEADS:
+            weighted = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
         for first in range(0, C, BLOCK_C):
             x = load_differences(
                 logits_ptr, offset, channel_stride, reference, reference_class, ok, first,
@@ -122,11 +122,18 @@ def sum_exponentials(
             )  # fmt: skip
             largest = tl.maximum(largest, x)
             sums += exp(x - shift[:, None])
+            if LEADS:
+                c = first + tl.arange(0, BLOCK_C)
+                weight = weights_of(class_weights_ptr, c, c < C)[None, :]
+                other = (c[None, :] != reference_class[:, None]) & (c < C)[None, :]
+                weighted += tl.where(other, weight * x, 0.0)
+        if LEADS:
+            leads = tl.sum(weighted, axis=1)
         others = tl.sum(sums, axis=1)
         overflow = (others == float("inf")) & (shift == 0.0)
         shift = tl.where(overflow, tl.minimum(tl.max(largest, axis=1), LARGE), shift)
         passes = tl.max(overflow.to(tl.int32), axis=0)
-    return others, shift
+    return others, shift, leads
 
 
 @triton.jit

@@ -2,7 +2,8 @@
 """Triton kernels of ssd_fast::match. Contract: ssd_fast/ops/match.py.
 
 Object by object, then prior by prior: the overlaps are computed twice and stored never, there is no
-atomic and nothing to clear, and each prior reads its objects' claims in order.
+atomic and nothing to clear, and each prior reads its objects' claims in order. The losses ask
+for regions to ignore besides, with labels of -1.
 """
 
 import ctypes
@@ -14,9 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssd_fast.kernels.geometry import box_iou, image_rows, is_object, load_box
+from ssd_fast.kernels.geometry import (
+    box_iof,
+    box_iou,
+    image_rows,
+    is_object,
+    is_region,
+    load_box,
+)
 
-__all__ = ["LAST", "NONE", "launch_match"]
+__all__ = ["LAST", "NONE", "launch_match", "round_to_float32"]
 
 LAST, BIPARTITE, NONE = 0, 1, 2
 
@@ -177,6 +185,7 @@ def _match_kernel(
     background,
     threshold,  # least IoU of a match
     low_threshold,  # least IoU of an ignored prior, +inf for none
+    ignore_threshold,  # least share of a prior inside a region to ignore, None: there are none
     SPLITS: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -189,6 +198,8 @@ def _match_kernel(
     best = tl.full((BLOCK_P,), -1.0, tl.float32)
     best_object = tl.full((BLOCK_P,), -1, tl.int32)
     claimant = tl.full((BLOCK_P,), -1, tl.int32)
+    if ignore_threshold is not None:
+        inside = tl.full((BLOCK_P,), -1.0, tl.float32)
     begin, end = image_rows(offsets_ptr, image, N)
     n = begin
     while n < end:
@@ -203,10 +214,16 @@ def _match_kernel(
             # Of several objects that claim one prior the last wins. No claim is on no prior.
             claim = tl.max(tl.load(claims_ptr + n * SPLITS + tl.arange(0, SPLITS)), axis=0)
             claimant = tl.where(p == claimed_prior(claim), index, claimant)
+        if ignore_threshold is not None:
+            if is_region(labels_ptr, n, x1, y1, x2, y2):
+                share = box_iof(px1, py1, px2, py2, x1, y1, x2, y2)
+                inside = tl.maximum(inside, share)
         n += 1
     matched = tl.where(best >= low_threshold, -2, -1)
     matched = tl.where(best >= threshold, best_object, matched)
     matched = tl.where(claimant >= 0, claimant, matched)
+    if ignore_threshold is not None:
+        matched = tl.where((matched == -1) & (inside >= ignore_threshold), -2, matched)
     tl.store(matched_ptr + image.to(tl.int64) * P + p, matched, p_ok)
 
 
@@ -221,6 +238,7 @@ def launch_match(
     labels: Tensor | None = None,
     classes: int = 0,
     background: int = 0,
+    ignore_threshold: float | None = None,
     block: int = 256,
 ) -> Tensor:
     """Matches the priors of each image: two launches, three for bipartite claims.
@@ -237,6 +255,8 @@ def launch_match(
             nothing. None: labels do not matter.
         classes: C.
         background: class index of the background.
+        ignore_threshold: least share of a background prior inside one region (an object of
+            label -1) at which it is ignored. None: there are no regions.
         block: priors a program.
 
     Returns:
@@ -281,7 +301,7 @@ def launch_match(
                 enable_fp_fusion=False,
                 num_warps=8,
             )
-    threshold = _float32(iou_threshold)
+    threshold = round_to_float32(iou_threshold)
     _match_kernel[(B * triton.cdiv(P, block),)](
         priors,
         boxes,
@@ -294,7 +314,8 @@ def launch_match(
         classes,
         background,
         _next_float32(threshold) if strict else threshold,
-        math.inf if low_threshold is None else _float32(low_threshold),
+        math.inf if low_threshold is None else round_to_float32(low_threshold),
+        None if ignore_threshold is None or labels is None else round_to_float32(ignore_threshold),
         SPLITS=SPLITS,
         BLOCK_P=block,
         enable_fp_fusion=False,
@@ -302,7 +323,7 @@ def launch_match(
     return matched
 
 
-def _float32(value: float) -> float:
+def round_to_float32(value: float) -> float:
     """The nearest float32; thresholds are compared in the precision of the boxes."""
     return ctypes.c_float(value).value
 

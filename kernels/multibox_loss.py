@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Triton kernels of ssd_fast::multibox_loss. Contract: ssd_fast/ops/multibox_loss.py.
 
-Match (two launches), one pass over the logits, selection, and the sum over the images. Every sum
-has a fixed order, so repeated runs are equal bit for bit.
+Match (two launches, one where matches are given), one pass over the logits, selection, and the
+sum over the images. Every sum has a fixed order, so repeated runs are equal bit for bit.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssd_fast.kernels.box_losses import sum_box_losses
 from ssd_fast.kernels.elementary import exp, log, log1p
 from ssd_fast.kernels.geometry import image_rows
+from ssd_fast.kernels.given_matches import launch_given_matches
 from ssd_fast.kernels.levels import count_blocks, level_views, locate, pick
 from ssd_fast.kernels.loss_rows import (
     DELTAS,
-    IMAGES,
     LOGITS,
     ROWS_PER_PROGRAM,
-    batch_positives,
     class_block,
     count_classes,
-    residuals,
     sum_exponentials,
+    total_weight,
+    weights_of,
 )
+from ssd_fast.kernels.loss_sums import launch_loss_sums, no_rows
 from ssd_fast.kernels.match import launch_match
 from ssd_fast.kernels.selection import (
     candidate_order,
@@ -46,13 +48,16 @@ def _rows_kernel(
     boxes_ptr,  # (N, 4) float32, contiguous
     labels_ptr,  # (N,) int64, contiguous
     offsets_ptr,  # (B + 1,) int64, contiguous
+    class_weights_ptr,  # (C,) float32, contiguous, or None: all are 1
     code_ptr,  # (B, P) int32, as matched
     key_ptr,  # (B, P) float32, out
-    box_ptr,  # (B, BLOCKS) float32, out: smooth-L1 of the block's positives
+    smooth_ptr,  # (B, P) float32, out: the smoothed part of each row's loss; None: there is none
+    box_ptr,  # (B, BLOCKS) float32, out: losses of the block's positives
     P,
     N,
     BLOCKS,
     background,
+    smoothing,
     beta,
     vx,
     vy,
@@ -60,6 +65,7 @@ def _rows_kernel(
     vh,
     C: tl.constexpr,
     INNER: tl.constexpr,
+    BOX_LOSS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -82,32 +88,41 @@ def _rows_kernel(
 
     logits_ptr = pick(levels, level, LOGITS) + base
     x = tl.load(logits_ptr + offset + target * channel, ok, other=0.0).to(tl.float32)
-    others, shift = sum_exponentials(
-        logits_ptr, offset, channel, x, target, ok, C, INNER, BLOCK_R, BLOCK_C
-    )
+    others, shift, leads = sum_exponentials(
+        logits_ptr, offset, channel, x, target, ok, class_weights_ptr,
+        C, INNER, BLOCK_R, BLOCK_C, smooth_ptr is not None,
+    )  # fmt: skip
     shifted = shift > 0.0
     loss = tl.where(shifted, shift + log(others + exp(-shift)), log1p(others))
-    value = tl.where(positive, loss, tl.where(shifted, -loss, others))
+    weighted = loss
+    if class_weights_ptr is not None:
+        weighted *= weights_of(class_weights_ptr, target, positive)
+    if smooth_ptr is not None:
+        # Over all classes the weighted sum of log-sum-exp minus logit.
+        smooth = total_weight(class_weights_ptr, C, BLOCK_C) * loss - leads
+        smooth *= smoothing / C
+        tl.store(smooth_ptr + image * P + p, smooth, ok)
+        weighted = (1.0 - smoothing) * weighted + smooth
+    value = tl.where(positive, weighted, tl.where(shifted, -loss, others))
     key_ptr += image * P
     tl.store(key_ptr + p, value, ok)
 
     box_loss = tl.zeros((), tl.float32)
     if tl.max(code, axis=0) >= 0:
         deltas_ptr = pick(levels, level, DELTAS) + delta_base
-        residual = residuals(
+        box_loss = sum_box_losses(
             deltas_ptr, delta_offset, delta_channel, boxes_ptr, priors_ptr, n, p, positive,
-            vx, vy, vw, vh,
+            beta, vx, vy, vw, vh, BOX_LOSS,
         )  # fmt: skip
-        size = tl.abs(residual)
-        smooth = tl.where(size < beta, 0.5 * residual * residual / beta, size - 0.5 * beta)
-        box_loss = tl.sum(tl.sum(tl.where(positive[:, None], smooth, 0.0), axis=1), axis=0)
     tl.store(box_ptr + image * BLOCKS + block, box_loss)
 
 
 @triton.jit
 def _select_kernel(
+    class_weights_ptr,  # (C,) float32, contiguous, or None: all are 1
     code_ptr,  # (B, P) int32, in and out
     key_ptr,  # (B, P) float32
+    smooth_ptr,  # (B, P) float32, or None
     box_ptr,  # (B, BLOCKS) float32
     image_loss_ptr,  # (B, 2) float32, out: box and class loss
     num_positives_ptr,  # (B,) int64, out
@@ -115,6 +130,8 @@ def _select_kernel(
     BLOCKS,
     ratio,
     min_negatives,
+    background,
+    smoothing,
     BLOCK_P: tl.constexpr,
     BLOCK_S: tl.constexpr,
     STREAM: tl.constexpr,
@@ -137,7 +154,13 @@ def _select_kernel(
         key = tl.load(key_ptr + p, p < P, other=0.0)
         code = tl.load(code_ptr + p, p < P, other=-2)
         sums += tl.where(code >= 0, key, 0.0)
-        sums += tl.where(chosen, tl.where(key < 0, -key, log1p(key)), 0.0)
+        loss = tl.where(key < 0, -key, log1p(key))
+        if class_weights_ptr is not None:
+            loss *= tl.load(class_weights_ptr + background)
+        if smooth_ptr is not None:
+            smooth = tl.load(smooth_ptr + image * P + p, p < P, other=0.0)
+            loss = (1.0 - smoothing) * loss + smooth
+        sums += tl.where(chosen, loss, 0.0)
         tl.store(code_ptr + p, -3, (p < P) & chosen)
         first += BLOCK_S
     box_sums = tl.zeros((BLOCK_S,), tl.float32)
@@ -149,38 +172,6 @@ def _select_kernel(
     tl.store(image_loss_ptr + 2 * image, tl.sum(box_sums, axis=0))
     tl.store(image_loss_ptr + 2 * image + 1, tl.sum(sums, axis=0))
     tl.store(num_positives_ptr + image, positives.to(tl.int64))
-
-
-@triton.jit
-def _sum_kernel(
-    image_loss_ptr,  # (B, 2) float32
-    num_positives_ptr,  # (B,) int64
-    box_loss_ptr,  # () float32, out
-    class_loss_ptr,  # () float32, out
-    B,
-    NORMALIZER: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-):
-    """The losses of the batch: one program, in float64."""
-    box = tl.zeros((BLOCK_B,), tl.float64)
-    classes = tl.zeros((BLOCK_B,), tl.float64)
-    first = B * 0
-    while first < B:
-        b = first + tl.arange(0, BLOCK_B)
-        weight = tl.full((BLOCK_B,), 1.0, tl.float64)
-        if NORMALIZER == 1:
-            positives = tl.load(num_positives_ptr + b, b < B, other=1)
-            weight = 1.0 / tl.maximum(positives, 1).to(tl.float64)
-        box += weight * tl.load(image_loss_ptr + 2 * b, b < B, other=0.0).to(tl.float64)
-        classes += weight * tl.load(image_loss_ptr + 2 * b + 1, b < B, other=0.0).to(tl.float64)
-        first += BLOCK_B
-    divisor = tl.full((), 1, tl.int64)
-    if NORMALIZER == 0:
-        divisor = batch_positives(num_positives_ptr, B, BLOCK_B)
-    if NORMALIZER == 1:
-        divisor = divisor * B
-    tl.store(box_loss_ptr, (tl.sum(box, axis=0) / divisor.to(tl.float64)).to(tl.float32))
-    tl.store(class_loss_ptr, (tl.sum(classes, axis=0) / divisor.to(tl.float64)).to(tl.float32))
 
 
 def launch_multibox_loss(
@@ -209,28 +200,30 @@ def launch_multibox_loss(
     selection_block: int | None = None,
     match_block: int = 256,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses, positives and codes: five launches, six with bipartite claims.
+    """Losses, positives and codes: five launches, six with bipartite claims, four with matches.
 
     Args and results are those of ``ssd_fast::multibox_loss``; ``block``, ``selection_block`` and
     ``match_block`` are rows a program.
     """
-    if matches is not None or class_weights is not None or box_loss != 0 or label_smoothing != 0:
-        raise NotImplementedError(
-            "multibox_loss: matches, class_weights, box_loss and label_smoothing have no GPU "
-            "kernel yet"
-        )
     levels, inner = level_views(deltas, logits)
     B, P = deltas[0].size(0), priors.size(0)
     C = count_classes(deltas, logits)
-    box_sum, class_loss = priors.new_empty(()), priors.new_empty(())
     if B == 0 or P == 0:
-        zero = priors.new_zeros((B,), dtype=torch.int64)
-        return box_sum.zero_(), class_loss.zero_(), zero, zero.new_empty((B, P), dtype=torch.int32)
+        return no_rows(priors, B)
     priors, boxes, labels, offsets = (x.contiguous() for x in (priors, boxes, labels, offsets))
-    code = launch_match(
-        priors, boxes, offsets, iou_threshold, low_threshold, strict, assign,
-        labels, C, background_index, match_block,
-    )  # fmt: skip
+    class_weights = None if class_weights is None else class_weights.contiguous()
+    if matches is None:
+        code = launch_match(
+            priors, boxes, offsets, iou_threshold, low_threshold, strict, assign,
+            labels, C, background_index, ignore_threshold, match_block,
+        )  # fmt: skip
+    else:
+        code = launch_given_matches(
+            matches, priors, boxes, labels, offsets, C, background_index, ignore_threshold,
+            match_block,
+        )  # fmt: skip
+    smoothing = float(label_smoothing) or None
+    smooth = None if smoothing is None else priors.new_empty((B, P))
     block = block or ROWS_PER_PROGRAM[inner]
     blocks = count_blocks(levels, block)
     key, box_sums = priors.new_empty((B, P)), priors.new_empty((B, blocks))
@@ -240,17 +233,21 @@ def launch_multibox_loss(
         boxes,
         labels,
         offsets,
+        class_weights,
         code,
         key,
+        smooth,
         box_sums,
         P,
         boxes.size(0),
         blocks,
         background_index,
+        smoothing,
         float(beta),
         *map(float, variances),
         C=C,
         INNER=inner,
+        BOX_LOSS=box_loss,
         BLOCK_R=block,
         BLOCK_C=class_block(C),
         enable_fp_fusion=True,
@@ -258,8 +255,10 @@ def launch_multibox_loss(
     num_positives = priors.new_empty((B,), dtype=torch.int64)
     image_loss = priors.new_empty((B, 2))
     _select_kernel[(B,)](
+        class_weights,
         code,
         key,
+        smooth,
         box_sums,
         image_loss,
         num_positives,
@@ -267,17 +266,10 @@ def launch_multibox_loss(
         blocks,
         float(ratio),
         min(min_negatives, P),
+        background_index,
+        smoothing,
         **selection_blocks(P, selection_block),
         enable_fp_fusion=True,
     )
-    _sum_kernel[(1,)](
-        image_loss,
-        num_positives,
-        box_sum,
-        class_loss,
-        B,
-        NORMALIZER=normalizer,
-        BLOCK_B=IMAGES,
-        enable_fp_fusion=True,
-    )
-    return box_sum, class_loss, num_positives, code
+    box_sum, class_sum = launch_loss_sums(image_loss, num_positives, normalizer)
+    return box_sum, class_sum, num_positives, code

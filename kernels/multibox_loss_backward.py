@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssd_fast.kernels.box_losses import box_slopes
 from ssd_fast.kernels.elementary import exp
 from ssd_fast.kernels.geometry import image_rows
 from ssd_fast.kernels.levels import count_blocks, level_views, locate, pick
@@ -21,10 +22,12 @@ from ssd_fast.kernels.loss_rows import (
     ROWS_PER_PROGRAM,
     batch_positives,
     class_block,
+    class_pointers,
     count_classes,
     load_differences,
-    residuals,
     sum_exponentials,
+    total_weight,
+    weights_of,
 )
 
 __all__ = ["launch_multibox_loss_backward"]
@@ -42,11 +45,13 @@ def _backward_kernel(
     offsets_ptr,  # (B + 1,) int64, contiguous
     code_ptr,  # (B, P) int32, contiguous
     num_positives_ptr,  # (B,) int64, contiguous
+    class_weights_ptr,  # (C,) float32, contiguous, or None: all are 1
     P,
     N,
     B,
     BLOCKS,
     background,
+    smoothing,  # None: there is none
     beta,
     vx,
     vy,
@@ -54,6 +59,7 @@ def _backward_kernel(
     vh,
     C: tl.constexpr,
     INNER: tl.constexpr,
+    BOX_LOSS: tl.constexpr,
     NORMALIZER: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -85,10 +91,7 @@ def _backward_kernel(
         tl.store(delta_pointers, tl.zeros((BLOCK_R, 4), tl.float32), ok[:, None])
         for first in range(0, C, BLOCK_C):
             c = first + tl.arange(0, BLOCK_C)
-            if INNER == 0:
-                pointers = grad_logits_ptr + offset[:, None] + c[None, :]
-            else:
-                pointers = grad_logits_ptr + offset[:, None] + c[None, :] * channel
+            pointers = class_pointers(grad_logits_ptr, offset, channel, c, INNER)
             zero = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
             tl.store(pointers, zero, ok[:, None] & (c < C)[None, :])
     else:
@@ -101,22 +104,27 @@ def _backward_kernel(
         class_scale = tl.load(grad_class_ptr) / divisor.to(tl.float32)
 
         deltas_ptr = pick(levels, level, DELTAS) + delta_base
-        residual = residuals(
+        slope = box_slopes(
             deltas_ptr, delta_offset, delta_channel, boxes_ptr, priors_ptr, n, p, positive,
-            vx, vy, vw, vh,
+            beta, vx, vy, vw, vh, BOX_LOSS,
         )  # fmt: skip
-        sign = tl.where(residual > 0, 1.0, 0.0) - tl.where(residual < 0, 1.0, 0.0)
-        slope = tl.where(tl.abs(residual) < beta, residual / beta, sign)
-        slope = tl.where(residual == residual, slope, residual)  # NaN stays NaN
         slope = tl.where(positive[:, None], slope * box_scale, 0.0)
         tl.store(delta_pointers, slope, ok[:, None])
 
         logits_ptr = pick(levels, level, LOGITS) + base
         x = tl.load(logits_ptr + offset + target * channel, selected, other=0.0).to(tl.float32)
-        others, shift = sum_exponentials(
-            logits_ptr, offset, channel, x, target, selected, C, INNER, BLOCK_R, BLOCK_C
-        )
+        others, shift, _ = sum_exponentials(
+            logits_ptr, offset, channel, x, target, selected, class_weights_ptr,
+            C, INNER, BLOCK_R, BLOCK_C, False,
+        )  # fmt: skip
         factor = class_scale / (others + exp(-shift))
+        weight = weights_of(class_weights_ptr, target, selected)
+        if smoothing is not None:
+            share = smoothing / C
+            total = total_weight(class_weights_ptr, C, BLOCK_C)
+            factor *= (1.0 - smoothing) * weight + share * total
+        elif class_weights_ptr is not None:
+            factor *= weight
         for first in range(0, C, BLOCK_C):
             c = first + tl.arange(0, BLOCK_C)
             difference = load_differences(
@@ -125,11 +133,13 @@ def _backward_kernel(
             ratio = exp(difference - shift[:, None])
             # softmax - one_hot, with the target's entry from the others: 1 - p would cancel.
             ratio = tl.where(c[None, :] == target[:, None], -others[:, None], ratio)
-            gradient = tl.where(selected[:, None], ratio * factor[:, None], 0.0)
-            if INNER == 0:
-                pointers = grad_logits_ptr + offset[:, None] + c[None, :]
-            else:
-                pointers = grad_logits_ptr + offset[:, None] + c[None, :] * channel
+            gradient = ratio * factor[:, None]
+            if smoothing is not None:
+                weights = weights_of(class_weights_ptr, c, c < C)[None, :]
+                own = tl.where(c[None, :] == target[:, None], total, 0.0)
+                gradient += class_scale * share * (own - weights)
+            gradient = tl.where(selected[:, None], gradient, 0.0)
+            pointers = class_pointers(grad_logits_ptr, offset, channel, c, INNER)
             tl.store(pointers, gradient, ok[:, None] & (c < C)[None, :])
 
 
@@ -157,10 +167,6 @@ def launch_multibox_loss_backward(
 
     Args and results are those of ``ssd_fast::multibox_loss_backward``; ``block`` is rows a program.
     """
-    if class_weights is not None or box_loss != 0 or label_smoothing != 0:
-        raise NotImplementedError(
-            "multibox_loss: class_weights, box_loss and label_smoothing have no GPU kernel yet"
-        )
     grad_deltas = [torch.empty_like(x) for x in deltas]
     grad_logits = [torch.empty_like(x) for x in logits]
     B, P, C = deltas[0].size(0), priors.size(0), count_classes(deltas, logits)
@@ -180,15 +186,18 @@ def launch_multibox_loss_backward(
         offsets.contiguous(),
         code.contiguous(),
         num_positives.contiguous(),
+        None if class_weights is None else class_weights.contiguous(),
         P,
         boxes.size(0),
         B,
         blocks,
         background_index,
+        float(label_smoothing) or None,
         float(beta),
         *map(float, variances),
         C=C,
         INNER=inner,
+        BOX_LOSS=box_loss,
         NORMALIZER=normalizer,
         BLOCK_R=block,
         BLOCK_C=class_block(C),

@@ -15,7 +15,6 @@ from torch import Tensor
 from ssd_fast.ops._arguments import as_levels
 from ssd_fast.ops._library import register
 from ssd_fast.ops._loss_arguments import (
-    BACKWARD_OPTIONS,
     check_loss_tensors,
     loss_options,
     resolve_background,
@@ -125,9 +124,6 @@ def multibox_loss(
         background_index,
         normalizer,
     )
-    if _needs_reference(priors, matches, class_weights, options):
-        check_loss_tensors(delta_levels, logit_levels, targets, background_index)
-        return forward_reference(delta_levels, logit_levels, *targets, *options)[:3]
     if not compiling and is_plain((*delta_levels, *logit_levels, *targets)):
         # The kernel accepts what these checks accept; they only say better what is wrong.
         try:
@@ -138,16 +134,6 @@ def multibox_loss(
         raise refused
     check_loss_tensors(delta_levels, logit_levels, targets, background_index)
     return traced_loss(delta_levels, logit_levels, targets, options)
-
-
-def _needs_reference(
-    priors: Tensor, matches: Any, class_weights: Any, options: tuple[Any, ...]
-) -> bool:
-    """Whether the kernels of the device do not serve these options yet."""
-    if not isinstance(priors, Tensor) or not priors.is_cuda:
-        return False
-    box_loss, _, _, label_smoothing, _, _ = options[BACKWARD_OPTIONS]
-    return matches is not None or class_weights is not None or box_loss > 0 or bool(label_smoothing)
 
 
 def _known_options(*options: Any) -> tuple[Any, ...]:

@@ -13,9 +13,11 @@ import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LAUNCHER_TESTS = [
+    "test_box_losses.py",
     "test_decode.py",
     "test_detect.py",
     "test_elementary.py",
+    "test_given_matches.py",
     "test_match.py",
     "test_mine.py",
     "test_multibox_loss.py",

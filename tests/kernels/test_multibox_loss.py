@@ -32,13 +32,16 @@ from ssd_fast.testing import (
 
 CELLS = [(4, 5, 4), (6, 3, 3), (2, 1, 1)]
 P = sum(anchors * height * width for anchors, height, width in CELLS)
-LAYOUTS = ["rows", "maps", "channels_last", "sliced"]
+LAYOUTS = ["rows", "maps", "channels_last", "sliced", "transposed"]
 # How far a gradient in half precision may be from float64: half a unit in its last place.
 ROUNDING = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 class Case(NamedTuple):
-    """A batch of two, one image of it without objects every other time, and options."""
+    """A batch of two, one image of it without objects every other time, and options.
+
+    One of its objects is a region to ignore; the matches are given, some of them to no object.
+    """
 
     C: int = 21
     layout: str = "rows"
@@ -49,6 +52,11 @@ class Case(NamedTuple):
     beta: float = 1.0
     min_negatives: int = 0
     scale: float = 3.0
+    box_loss: int = 0
+    label_smoothing: float = 0.0
+    weighted: bool = False
+    regions: bool = False
+    given: bool = False
     block: int | None = None
     selection_block: int | None = None
 
@@ -61,6 +69,9 @@ CASES = [
     Case(C=37, layout="sliced", assign=2, selection_block=128, block=64),
     Case(C=1204, layout="rows", dtype=torch.float16, block=128),
     Case(C=9, layout="channels_last", scale=80.0, min_negatives=9),
+    Case(layout="maps", box_loss=3, label_smoothing=0.1, weighted=True, regions=True, block=16),
+    Case(C=37, layout="channels_last", box_loss=1, label_smoothing=1.0, scale=60.0, given=True),
+    Case(C=5, layout="transposed", dtype=torch.bfloat16, box_loss=2, weighted=True, normalizer=1, background=4),
 ]
 
 
@@ -69,6 +80,8 @@ def _lay_out(rows: Tensor, layout: str) -> list[Tensor]:
         return [rows]
     if layout == "sliced":  # neither channels nor rows lie side by side
         return [torch.stack((rows, rows), dim=-1)[..., 0]]
+    if layout == "transposed":  # (B, K, P) in memory
+        return [rows.transpose(1, 2).contiguous().transpose(1, 2)]
     maps = as_maps(rows, CELLS)
     if layout == "channels_last":
         maps = [x.contiguous(memory_format=torch.channels_last) for x in maps]
@@ -80,16 +93,25 @@ def _inputs(case: Case, device: torch.device, seed: int = 0):
     priors = random_boxes(P, generator)
     objects = random_objects(2, generator, counts=(0, 4), classes=case.C)
     labels = objects.labels.where(objects.labels != case.background, torch.tensor(0))
+    if case.regions:
+        labels[0] = -1
     deltas = torch.randn(2, P, 4, generator=generator).to(case.dtype).to(device)
     logits = (torch.randn(2, P, case.C, generator=generator) * case.scale).to(case.dtype)
     targets = [x.to(device) for x in (priors, objects.boxes, labels, objects.offsets)]
     return _lay_out(deltas, case.layout), _lay_out(logits.to(device), case.layout), *targets
 
 
-def _options(case: Case):
+def _options(case: Case, device: torch.device):
+    """The operator's, in its order, tensors first."""
+    matches = torch.tensor([-1, -1, -1, -1, 0, 1, 3, 99, -2])
+    matches = matches[torch.randint(0, len(matches), (2, P), generator=seeded(5))].to(device)
+    weights = torch.linspace(0.2, 3.0, case.C).to(device)
     variances = (0.1, 0.1, 0.2, 0.2)
-    return (None, None, 0.4, 0.3, False, case.assign, 0.5, 3.0, case.min_negatives, 0, case.beta,
-            variances, 0.0, case.background, case.normalizer)  # fmt: skip
+    return (
+        matches if case.given else None, weights if case.weighted else None,
+        0.4, 0.3, False, case.assign, 0.5, 3.0, case.min_negatives, case.box_loss, case.beta,
+        variances, case.label_smoothing, case.background, case.normalizer,
+    )  # fmt: skip
 
 
 def _double(x):
@@ -100,12 +122,13 @@ def _double(x):
 def test_equals_reference(kernel_device, case) -> None:
     """Codes, losses and gradients, for every layout, dtype and option."""
     deltas, logits, *_ = inputs = _inputs(case, kernel_device)
-    options = _options(case)
+    options = _options(case, kernel_device)
     box_loss, class_loss, positives, code = launch_multibox_loss(
         *inputs, *options, block=case.block, selection_block=case.selection_block
     )
     cpu = [[t.cpu() for t in x] if isinstance(x, list) else x.cpu() for x in inputs]
-    *_, expected_positives, expected = forward_reference(*cpu, *options)
+    on_cpu = [x.cpu() if isinstance(x, Tensor) else x for x in options]
+    *_, expected_positives, expected = forward_reference(*cpu, *on_cpu)
     code, priors = code.cpu(), cpu[2]
     assert torch.equal(positives.cpu(), expected_positives)
     rows = join_levels(cpu[0], cpu[1])
@@ -121,18 +144,19 @@ def test_equals_reference(kernel_device, case) -> None:
         deltas64[image, prior], priors.double()[prior], boxes.double()[row], *options[9:12]
     )
     selected, target = _class_targets(code, offsets, labels, case.background)
-    entropy = cross_entropy(logits64[selected], target) * weight[selected.nonzero()[:, 0]]
+    entropy = cross_entropy(logits64[selected], target, on_cpu[1], case.label_smoothing)
+    entropy = entropy * weight[selected.nonzero()[:, 0]]
     assert_close(box_loss.cpu(), (smooth * weight[image]).sum(), what="box_loss")
     assert_close(class_loss.cpu(), entropy.sum(), what="class_loss")
 
     scales = torch.tensor(1.3), torch.tensor(-0.7)
     gradients = launch_multibox_loss_backward(
         *(x.to(kernel_device) for x in scales), *inputs, code.to(kernel_device), positives,
-        *options[1:2], *options[9:], block=case.block,
+        options[1], *options[9:], block=case.block,
     )  # fmt: skip
     expected_gradients = backward_reference(
         *(x.double() for x in scales), _double(deltas), _double(logits), priors.double(),
-        boxes.double(), labels, offsets, code, expected_positives, *options[1:2],
+        boxes.double(), labels, offsets, code, expected_positives, on_cpu[1],
         *options[9:],
     )  # fmt: skip
     for actual, wanted, given in zip(gradients, expected_gradients, (deltas, logits), strict=True):
@@ -150,8 +174,8 @@ def test_infinite_and_nan_logits(kernel_device) -> None:
         logits[0][0, 7, 3] = value
         logits[0][0, 9, 0] = value
         expected = forward_reference([deltas[0].cpu()], [logits[0].cpu()],
-                                      *(x.cpu() for x in targets), *_options(case))  # fmt: skip
-        actual = launch_multibox_loss(deltas, logits, *targets, *_options(case))
+                                      *(x.cpu() for x in targets), *_options(case, kernel_device))  # fmt: skip
+        actual = launch_multibox_loss(deltas, logits, *targets, *_options(case, kernel_device))
         assert torch.equal(actual[3].cpu(), expected[3])
         torch.testing.assert_close(actual[1].cpu(), expected[1], rtol=1e-5, atol=0, equal_nan=True)
 
@@ -162,14 +186,14 @@ def test_codes_of_other_targets_are_passed_over(kernel_device) -> None:
     code = torch.full((2, P), 10**6, dtype=torch.int32, device=kernel_device)
     one = torch.ones((), device=kernel_device)
     gradients = launch_multibox_loss_backward(
-        one, one, deltas, logits, *targets, code, targets[3][:2], None, *_options(Case())[9:]
+        one, one, deltas, logits, *targets, code, targets[3][:2], None, *_options(Case(), kernel_device)[9:]
     )
     assert not any(bool(x.any()) for levels in gradients for x in levels)
 
 
 def test_repeats_are_equal(kernel_device) -> None:
     """Bit for bit."""
-    inputs, options = _inputs(Case(), kernel_device), _options(Case())
+    inputs, options = _inputs(Case(), kernel_device), _options(Case(), kernel_device)
     first, second = (launch_multibox_loss(*inputs, *options) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -179,7 +203,7 @@ def test_no_images(kernel_device) -> None:
     deltas, logits, priors, boxes, labels, _ = _inputs(Case(), kernel_device)
     offsets = torch.zeros(1, dtype=torch.int64, device=kernel_device)
     losses = launch_multibox_loss(
-        [deltas[0][:0]], [logits[0][:0]], priors, boxes, labels, offsets, *_options(Case())
+        [deltas[0][:0]], [logits[0][:0]], priors, boxes, labels, offsets, *_options(Case(), kernel_device)
     )
     assert [float(x) for x in losses[:2]] == [0, 0]
     assert losses[3].shape == (0, P)
