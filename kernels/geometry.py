@@ -156,13 +156,16 @@ def is_object(
 
 
 @triton.jit
-def is_region(
+def share_in_region(
+    share,  # of priors, so far
+    prior,  # corners
+    region,  # corners of object ``n``
     labels_ptr,  # (N,) int64
     n,
-    x1,
-    y1,
-    x2,
-    y2,
 ):
-    """Whether object ``n`` of these corners is a region to ignore: its label is -1."""
-    return (tl.load(labels_ptr + n) == -1) & is_valid(x1, y1, x2, y2)
+    """The larger of ``share`` and what lies in object ``n``, if that is a region to ignore: -1."""
+    px1, py1, px2, py2 = prior
+    x1, y1, x2, y2 = region
+    if (tl.load(labels_ptr + n) == -1) & is_valid(x1, y1, x2, y2):
+        share = tl.maximum(share, box_iof(px1, py1, px2, py2, x1, y1, x2, y2))
+    return share

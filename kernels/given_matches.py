@@ -10,12 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_fast.kernels.geometry import (
-    box_iof,
     image_rows,
     is_class,
-    is_region,
     is_valid,
     load_box,
+    share_in_region,
 )
 from ssd_fast.kernels.match import round_to_float32
 
@@ -52,13 +51,11 @@ def _given_matches_kernel(
     fits = fits & is_valid(x1, y1, x2, y2) & is_class(label, C, background)
     matched = tl.where(fits | (match == -1), match, -2).to(tl.int32)
     if ignore_threshold is not None:
-        px1, py1, px2, py2 = load_box(priors_ptr, p, p_ok)
+        prior = load_box(priors_ptr, p, p_ok)
         inside = tl.full((BLOCK_P,), -1.0, tl.float32)
         while begin < end:
-            rx1, ry1, rx2, ry2 = load_box(boxes_ptr, begin, None)
-            if is_region(labels_ptr, begin, rx1, ry1, rx2, ry2):
-                share = box_iof(px1, py1, px2, py2, rx1, ry1, rx2, ry2)
-                inside = tl.maximum(inside, share)
+            region = load_box(boxes_ptr, begin, None)
+            inside = share_in_region(inside, prior, region, labels_ptr, begin)
             begin += 1
         matched = tl.where((matched == -1) & (inside >= ignore_threshold), -2, matched)
     tl.store(matched_ptr + row + p, matched, p_ok)

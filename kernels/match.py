@@ -16,12 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_fast.kernels.geometry import (
-    box_iof,
     box_iou,
     image_rows,
     is_object,
-    is_region,
     load_box,
+    share_in_region,
 )
 
 __all__ = ["LAST", "NONE", "launch_match", "round_to_float32"]
@@ -215,9 +214,8 @@ def _match_kernel(
             claim = tl.max(tl.load(claims_ptr + n * SPLITS + tl.arange(0, SPLITS)), axis=0)
             claimant = tl.where(p == claimed_prior(claim), index, claimant)
         if ignore_threshold is not None:
-            if is_region(labels_ptr, n, x1, y1, x2, y2):
-                share = box_iof(px1, py1, px2, py2, x1, y1, x2, y2)
-                inside = tl.maximum(inside, share)
+            region = x1, y1, x2, y2
+            inside = share_in_region(inside, (px1, py1, px2, py2), region, labels_ptr, n)
         n += 1
     matched = tl.where(best >= low_threshold, -2, -1)
     matched = tl.where(best >= threshold, best_object, matched)

@@ -32,6 +32,11 @@ def train(device: torch.device) -> None:
             heads = [[y.to(device).requires_grad_() for y in as_layout(x)] for x in rows]
             box, classes, _ = ops.multibox_loss(*heads, priors, *targets, assign=assign)
             (box + classes).backward()
+        losses = {"box_loss": "ciou", "label_smoothing": 0.1, "class_weights": torch.ones(21)}
+        losses["class_weights"] = losses["class_weights"].to(device)
+        for given in (None, matched):
+            box, classes, _ = ops.multibox_loss(*heads, priors, *targets, matches=given, **losses)
+            (box + classes).backward()
 
 
 def postprocess(device: torch.device) -> None:

@@ -65,18 +65,44 @@ def test_multibox_loss(gpu, make_batch, B, C, dtype):
     expected = _loss_and_gradients([x.float() for x in heads], targets)
     found = _loss_and_gradients(to(gpu, *heads), to(gpu, *targets))
     rounding = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
-    names = ("box loss", "class loss", "gradient of deltas", "gradient of logits")
     assert all(x.device == gpu for x in found)
-    found = [x.cpu() for x in found]
+    _assert_same_training([x.cpu() for x in found], expected, heads[1], rounding)
+
+
+def _assert_same_training(found, expected, logits, rounding=1e-5):
+    """Losses and gradients of deltas and logits are equal."""
+    names = ("box loss", "class loss", "gradient of deltas", "gradient of logits")
     # Rows whose mining keys lie within the band may be mined in each other's place.
     selected, wanted = (g[3].ne(0).any(dim=2) for g in (found, expected))
-    assert_same_rows(selected, wanted, background_key(heads[1].float(), 0))
+    assert_same_rows(selected, wanted, background_key(logits.float(), 0))
     alike = (selected == wanted).unsqueeze(2)
     for what, a, b in zip(names, found, expected, strict=True):
         if "loss" in what:
             assert_close(a, b, what=what)
         else:
             assert_close(a * alike, b * alike, tolerance=rounding, what=what)
+
+
+@pytest.mark.parametrize("box_loss", ["l1", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("what", ["weights", "smoothing", "both", "matches", "regions"])
+def test_multibox_loss_options(gpu, make_batch, box_loss, what):
+    """Class weights, label smoothing, given matches and regions to ignore, with each box loss."""
+    *heads, priors, boxes, labels, offsets = make_batch(4, 21)
+    options = {"box_loss": box_loss}
+    if what in ("weights", "both"):
+        options["class_weights"] = torch.linspace(0.1, 2.0, 21)
+    if what in ("smoothing", "both"):
+        options["label_smoothing"] = 0.1
+    if what == "matches":
+        options["matches"] = ops.match(priors, boxes, offsets, assign="bipartite").long()
+        options["matches"][:, ::100] = torch.tensor([99, -7, -2, 2**40]).repeat(22)
+    if what == "regions":
+        labels[::2] = -1
+    targets = priors, boxes, labels, offsets
+    expected = _loss_and_gradients(heads, targets, **options)
+    options = {k: v.to(gpu) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    found = _loss_and_gradients(to(gpu, *heads), to(gpu, *targets), **options)
+    _assert_same_training([x.cpu() for x in found], expected, heads[1])
 
 
 def _loss_and_gradients(heads, targets, **options):

@@ -26,6 +26,7 @@ import triton
 
 from ssd_fast.kernels.decode import launch_decode, launch_encode
 from ssd_fast.kernels.detect import launch_detect
+from ssd_fast.kernels.given_matches import launch_given_matches
 from ssd_fast.kernels.match import launch_match
 from ssd_fast.kernels.mine import launch_mine
 from ssd_fast.kernels.multibox_loss import launch_multibox_loss
@@ -40,6 +41,7 @@ EXACT = {
     "_claim_kernel",
     "_bipartite_kernel",
     "_match_kernel",
+    "_given_matches_kernel",
     "_mine_kernel",
     "_decode_kernel",
     "_candidates_kernel",
@@ -92,27 +94,14 @@ def _inputs(dtype=torch.float32, C=21, B=2, N=8, layout=torch.channels_last) -> 
     return *maps, torch.zeros(P, 4), torch.zeros(N, 4), labels, offsets
 
 
-def _step(inputs: tuple[Any, ...], assign: int = 0) -> None:
-    """A training step: match, loss, gradients."""
-    options = (
-        None,
-        None,
-        0.5,
-        None,
-        False,
-        assign,
-        0.5,
-        3.0,
-        0,
-        0,
-        1.0,
-        (0.1, 0.1, 0.2, 0.2),
-        0.0,
-        0,
-        0,
-    )
-    *losses, positives, code = launch_multibox_loss(*inputs, *options)
-    launch_multibox_loss_backward(*losses, *inputs, code, positives, None, *options[9:])
+def _step(inputs: tuple[Any, ...], assign: int = 0, options: bool = False, given=None) -> None:
+    """A training step: match, loss, gradients; with the options that ask most of the kernels."""
+    weights = torch.zeros(21) if options else None
+    box_loss, smoothing = (3, 0.1) if options else (0, 0.0)
+    matching = (0.5, None, False, assign, 0.5, 3.0, 0)
+    rest = (box_loss, 1.0, (0.1, 0.1, 0.2, 0.2), smoothing, 0, 0)
+    *losses, positives, code = launch_multibox_loss(*inputs, given, weights, *matching, *rest)
+    launch_multibox_loss_backward(*losses, *inputs, code, positives, weights, *rest)
 
 
 def _detect(
@@ -132,9 +121,11 @@ def _all_launches(launches: list[Launch]) -> list[tuple[str, Launch]]:
             found.setdefault((launch.kernel.__name__, label), launch)
         launches.clear()
 
-    launch_match(torch.zeros(P, 4), torch.zeros(8, 4), torch.zeros(3).long(), 0.5, None, False, 1)
+    _, _, priors, boxes, labels, offsets = _inputs()
+    launch_match(priors, boxes, offsets, 0.5, None, False, 1, labels, 21, 0, 0.5)
     loss = torch.zeros(2, P)
     launch_mine(loss, loss.int(), 3.0, 0)
+    launch_given_matches(loss.long(), priors, boxes, labels, offsets, 21, 0, 0.5)
     keep("float32")
     launch_mine(torch.zeros(2, 24564), torch.zeros(2, 24564).int(), 3.0, 0)
     keep("streamed")
@@ -155,6 +146,9 @@ def _all_launches(launches: list[Launch]) -> list[tuple[str, Launch]]:
     _detect(_inputs(layout=torch.contiguous_format, C=81), torch.zeros(2, 4))
     launches[:] = [launch for launch in launches if "levels" in launch.arguments]
     keep("contiguous")
+    _step(_inputs(), options=True)
+    launches[:] = [launch for launch in launches if "class_weights_ptr" in launch.arguments]
+    keep("options")
     return [(label, launch) for (_, label), launch in found.items()]
 
 
@@ -196,6 +190,18 @@ def test_training_step_launches(launches, assign, expected) -> None:
         _step(inputs, assign)
     assert len(launches) == expected
     assert fills == []
+
+
+def test_given_matches_save_a_launch(launches) -> None:
+    """One kernel looks at them in the place of two."""
+    _step(_inputs(), given=torch.zeros(2, P, dtype=torch.int32))
+    assert [launch.kernel.__name__ for launch in launches] == [
+        "_given_matches_kernel",
+        "_rows_kernel",
+        "_select_kernel",
+        "_sum_kernel",
+        "_backward_kernel",
+    ]
 
 
 @pytest.mark.parametrize("C", [21, 81])

@@ -57,7 +57,9 @@ def test_equal_float64(kernel_device) -> None:
 
 def test_log1p_of_fractions(kernel_device) -> None:
     """Within 2e-7 of itself from 0 to 1."""
-    x = torch.cat((torch.tensor([0.0, 1.0]), torch.linspace(0, 1, 6001), torch.logspace(-37, 0, 999)))
+    x = torch.cat(
+        (torch.tensor([0.0, 1.0]), torch.linspace(0, 1, 6001), torch.logspace(-37, 0, 999))
+    )
     y = torch.empty_like(x, device=kernel_device)
     apply_log1p_fraction[(triton.cdiv(len(x), 4096),)](x.to(kernel_device), y, len(x), BLOCK=4096)
     torch.testing.assert_close(y.cpu().double(), x.double().log1p(), rtol=2e-7, atol=0)

@@ -71,7 +71,15 @@ CASES = [
     Case(C=9, layout="channels_last", scale=80.0, min_negatives=9),
     Case(layout="maps", box_loss=3, label_smoothing=0.1, weighted=True, regions=True, block=16),
     Case(C=37, layout="channels_last", box_loss=1, label_smoothing=1.0, scale=60.0, given=True),
-    Case(C=5, layout="transposed", dtype=torch.bfloat16, box_loss=2, weighted=True, normalizer=1, background=4),
+    Case(
+        C=5,
+        layout="transposed",
+        dtype=torch.bfloat16,
+        box_loss=2,
+        weighted=True,
+        normalizer=1,
+        background=4,
+    ),
 ]
 
 
@@ -101,7 +109,7 @@ def _inputs(case: Case, device: torch.device, seed: int = 0):
     return _lay_out(deltas, case.layout), _lay_out(logits.to(device), case.layout), *targets
 
 
-def _options(case: Case, device: torch.device):
+def _options(case: Case, device: torch.device | None = None):
     """The operator's, in its order, tensors first."""
     matches = torch.tensor([-1, -1, -1, -1, 0, 1, 3, 99, -2])
     matches = matches[torch.randint(0, len(matches), (2, P), generator=seeded(5))].to(device)
@@ -174,8 +182,8 @@ def test_infinite_and_nan_logits(kernel_device) -> None:
         logits[0][0, 7, 3] = value
         logits[0][0, 9, 0] = value
         expected = forward_reference([deltas[0].cpu()], [logits[0].cpu()],
-                                      *(x.cpu() for x in targets), *_options(case, kernel_device))  # fmt: skip
-        actual = launch_multibox_loss(deltas, logits, *targets, *_options(case, kernel_device))
+                                      *(x.cpu() for x in targets), *_options(case))  # fmt: skip
+        actual = launch_multibox_loss(deltas, logits, *targets, *_options(case))
         assert torch.equal(actual[3].cpu(), expected[3])
         torch.testing.assert_close(actual[1].cpu(), expected[1], rtol=1e-5, atol=0, equal_nan=True)
 
@@ -186,14 +194,22 @@ def test_codes_of_other_targets_are_passed_over(kernel_device) -> None:
     code = torch.full((2, P), 10**6, dtype=torch.int32, device=kernel_device)
     one = torch.ones((), device=kernel_device)
     gradients = launch_multibox_loss_backward(
-        one, one, deltas, logits, *targets, code, targets[3][:2], None, *_options(Case(), kernel_device)[9:]
+        one,
+        one,
+        deltas,
+        logits,
+        *targets,
+        code,
+        targets[3][:2],
+        None,
+        *_options(Case())[9:],
     )
     assert not any(bool(x.any()) for levels in gradients for x in levels)
 
 
 def test_repeats_are_equal(kernel_device) -> None:
     """Bit for bit."""
-    inputs, options = _inputs(Case(), kernel_device), _options(Case(), kernel_device)
+    inputs, options = _inputs(Case(), kernel_device), _options(Case())
     first, second = (launch_multibox_loss(*inputs, *options) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -203,7 +219,13 @@ def test_no_images(kernel_device) -> None:
     deltas, logits, priors, boxes, labels, _ = _inputs(Case(), kernel_device)
     offsets = torch.zeros(1, dtype=torch.int64, device=kernel_device)
     losses = launch_multibox_loss(
-        [deltas[0][:0]], [logits[0][:0]], priors, boxes, labels, offsets, *_options(Case(), kernel_device)
+        [deltas[0][:0]],
+        [logits[0][:0]],
+        priors,
+        boxes,
+        labels,
+        offsets,
+        *_options(Case()),
     )
     assert [float(x) for x in losses[:2]] == [0, 0]
     assert losses[3].shape == (0, P)
