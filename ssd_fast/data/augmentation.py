@@ -110,7 +110,8 @@ class Augmentation:
         Args:
             image: (3, H, W) uint8.
             target: boxes (n, 4) float32 corners in pixels, and any columns of n rows, such as
-                labels and difficult.
+                labels and difficult. Rows that a column "ignore" (n,) bool marks are regions, not
+                objects: no crop is drawn around them, and each part of them stays.
             generator: where the draws come from; a CPU generator.
 
         Returns:
@@ -131,11 +132,14 @@ class Augmentation:
         if zoom < self.zoom_out:
             window = draw_canvas(width, height, self.max_zoom, self.recipe, generator)
         keep = torch.ones(boxes.size(0), dtype=torch.bool)
-        if crop < self.crop and (len(boxes) or self.recipe == "caffe"):
+        objects = ~target["ignore"] if "ignore" in target else keep
+        subjects = boxes[objects]
+        if crop < self.crop and (len(subjects) or self.recipe == "caffe"):
             # Where there is no object to show, a crop shows the image: no canvas without it.
-            subjects = boxes if len(boxes) else torch.tensor([[0.0, 0.0, width, height]])
-            window, keep = draw_crop(window, subjects, self.recipe, generator)
-            keep = keep[: len(boxes)]
+            shown = subjects if len(subjects) else torch.tensor([[0.0, 0.0, width, height]])
+            window, inside = draw_crop(window, shown, self.recipe, generator)
+            # Of a region to ignore any part stays one, wherever its centre is.
+            keep = keep.masked_scatter(objects, inside[: len(subjects)])
         patch = _snap(window, width, height, self.size)
         x1, y1, x2, y2 = patch.source
         pixels = _resize(image[:, y1:y2, x1:x2], patch.place)

@@ -29,7 +29,10 @@ class DetectionDataset(Protocol):
         """Number of images."""
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, dict[str, Tensor]]:
-        """Image (3, H, W) uint8; boxes (n, 4) float32 in pixels, labels and difficult (n,)."""
+        """Image (3, H, W) uint8; boxes (n, 4) float32 in pixels, labels and difficult (n,).
+
+        Optionally ignore (n,) bool: regions that are no objects, as crowds.
+        """
 
 
 class Batch(NamedTuple):
@@ -53,6 +56,7 @@ class _Sample(NamedTuple):
     image: Tensor  # (3, S, S) uint8
     boxes: Tensor  # (n, 4) float32 in [0, 1]
     labels: Tensor  # (n,) int64
+    ignore: Tensor  # (n,) bool, regions that are no objects
     dropped: int  # broken boxes left out
     number: int  # index in the dataset
     broken: tuple[str, ...]  # images that did not decode before this one did
@@ -60,7 +64,7 @@ class _Sample(NamedTuple):
 
 class _Read(NamedTuple):
     image: Tensor  # (3, H, W) uint8
-    target: dict[str, Tensor]  # boxes (n, 4) in pixels, labels (n,); no broken ones
+    target: dict[str, Tensor]  # boxes (n, 4) in pixels, labels and ignore (n,); no broken ones
     dropped: int
 
 
@@ -107,7 +111,8 @@ class TrainingSamples(Dataset[_Sample]):
                 generator = torch.Generator().manual_seed(seed)
                 image, target = self.augmentation(read.image, read.target, generator)
                 boxes = target["boxes"] / self.augmentation.size
-                return _Sample(image, boxes, target["labels"], read.dropped, index, tuple(broken))
+                labels, ignore = target["labels"], target["ignore"]
+                return _Sample(image, boxes, labels, ignore, read.dropped, index, tuple(broken))
             broken.append(read)
         raise ValueError(f"dataset: none of its {len(self)} images decodes; {broken[0]}")
 
@@ -132,7 +137,8 @@ class TrainingSamples(Dataset[_Sample]):
         boxes, labels = target["boxes"], target["labels"]
         # Before augmentation, which leaves out what it crops away, so that both are not mixed up.
         good = boxes.isfinite().all(1) & (boxes[:, :2] < boxes[:, 2:]).all(1)
-        kept = {"boxes": boxes[good], "labels": labels[good]}
+        ignore = target.get("ignore", torch.zeros(len(boxes), dtype=torch.bool))
+        kept = {"boxes": boxes[good], "labels": labels[good], "ignore": ignore[good]}
         return _Read(image, kept, int((~good).sum()))
 
 
@@ -180,7 +186,10 @@ def _mix(seed: int, epoch: int) -> int:
 def _collate(samples: Sequence[_Sample]) -> Batch:
     """Stacks the images and packs the objects; broken ones are left out and counted."""
     images = torch.stack([sample.image for sample in samples])
-    targets = [{"boxes": sample.boxes, "labels": sample.labels} for sample in samples]
+    targets = [
+        {"boxes": sample.boxes, "labels": sample.labels, "ignore": sample.ignore}
+        for sample in samples
+    ]
     packed = Targets.pack(targets, invalid="drop")
     dropped = packed.dropped + sum(sample.dropped for sample in samples)
     indices = tuple(sample.number for sample in samples)

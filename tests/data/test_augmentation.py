@@ -94,6 +94,26 @@ def test_without_chances_it_only_resizes() -> None:
     )
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_regions_to_ignore_are_no_objects_and_stay_in_part(recipe: Recipe) -> None:
+    image, _ = scene()
+    region, box = [0.0, 0, 60, 90], [70.0, 40, 90, 60]
+    marked = {"boxes": torch.tensor([region, box]), "ignore": torch.tensor([True, False])}
+    cut = 0
+    for seed in range(60):
+        _, result = Augmentation(64, recipe=recipe, flip=0)(image, marked, seeded(seed))
+        ignore = result["ignore"].tolist()
+        assert ignore in ([True, False], [False])  # no crop without the object
+        x1, _, x2, _ = result["boxes"][-1].tolist()
+        if len(ignore) == 2 and 0 < x1 < x2 < 64:
+            left, _, right, _ = result["boxes"][0].tolist()
+            scale = (x2 - x1) / (box[2] - box[0])
+            cut += (right - left) / scale < 30 - 1  # its centre is out of the crop
+    assert cut >= 3
+    only_region = {"boxes": torch.tensor([region]), "ignore": torch.tensor([True])}
+    assert Augmentation(64, recipe=recipe)(image, only_region, seeded(0))[0].shape == (3, 64, 64)
+
+
 def test_mirroring_twice_changes_nothing() -> None:
     image, target = scene(120, 120)
     mirror = Augmentation(120, zoom_out=0, crop=0, flip=1, colour=0)
