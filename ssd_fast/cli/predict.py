@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`ssd-fast predict`: boxes drawn on images, and the same as JSON."""
+"""`ssd-fast predict`: boxes drawn on images, and as files for other tools."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,107 +12,204 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ssd_fast.cli.console import Console
-    from ssd_fast.engine.precision import Precision
-    from ssd_fast.models.ssd import SSD
+    from ssd_fast.engine.prediction import ImagePrediction
+    from ssd_fast.engine.prediction_formats import COCOIds
 
 __all__ = ["Predict"]
+
+_FORMATS = ("json", "jsonl", "coco", "voc", "pictures")
+_THRESHOLD = 0.5  # without a report that has chosen one
 
 
 @dataclass(frozen=True)
 class Predict:
     """Finds objects in images; writes a picture of each, and detections.json."""
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Files, folders, patterns such as 'frames/*.jpg', or - for a list of them on standard input.
+    The images of a folder come in natural order: frame 2 before frame 10."""
     weights: Path
     """File that `train` or `demo` wrote; it holds the model's description too."""
     output: Path = Path("ssd-fast-predictions")
-    """Folder for NAME.detections.png and detections.json."""
-    threshold: float = 0.5
-    """Least score of a detection."""
+    """Folder for what is written."""
+    formats: str = "json,pictures"
+    """Any of json (detections.json), jsonl (one line an image), coco (coco_results.json and
+    coco_images.json), voc (voc/NAME.xml, for LabelImg) and pictures (NAME.detections.png)."""
+    score_threshold: Annotated[float | None, tyro.conf.arg(aliases=["--threshold"])] = None
+    """Least score of a detection; by default what the report of `ssd-fast eval` beside the weights
+    chose by F1, or else 0.5."""
+    batch_size: int = 8
+    """Images at a time."""
+    coco_annotations: Path | None = None
+    """COCO annotation file whose ids of images and categories coco_results.json takes."""
     nms: Literal["hard", "soft-linear", "soft-gaussian", "diou"] | None = None
     """Suppression of detections that overlap; by default what the weights were saved with."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the model; auto is bfloat16 where the hardware multiplies it."""
 
     def run(self) -> int:
-        """Detects, draws and writes; an image that does not decode is named, and the rest go on."""
+        """Detects and writes; an image that does not decode is named, and the rest go on."""
         from ssd_fast.cli.extras import require
 
         require("prediction", "rich", "PIL", "safetensors")
         import torch
 
         from ssd_fast.cli.console import Console
-        from ssd_fast.data.images import read_image
-        from ssd_fast.engine.output import output_folder, write_file
+        from ssd_fast.cli.image_paths import find_images
+        from ssd_fast.engine.output import output_folder
         from ssd_fast.engine.precision import choose_precision
+        from ssd_fast.engine.prediction import predict_files
+        from ssd_fast.engine.prediction_formats import COCOIds
         from ssd_fast.engine.weights import load_weights
 
-        if not self.images:
-            raise ValueError("name at least one image")
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"--threshold: expected 0 to 1, got {self.threshold}")
+        formats = self._check()
         console = Console()
-        folder = output_folder(self.output)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, class_names = load_weights(self.weights, device)
         model.nms = self.nms or model.nms
+        ids = COCOIds()
+        if self.coco_annotations is not None:
+            ids = COCOIds.read(self.coco_annotations, class_names)
+        writer = _Writer(output_folder(self.output), formats, class_names, ids, console)
         precision = choose_precision(device, self.precision)
-        console.say(f"{len(class_names)} classes, on {device.type} in {precision}")
-        described, failed = [], 0
-        for path, name in zip(self.images, _picture_names(self.images), strict=True):
-            try:
-                image = read_image(path)
-            except ValueError as error:
-                print(f"ssd-fast: error: {error}", file=sys.stderr)
-                failed += 1
-                continue
-            described.append(
-                self._predict(path, image, folder / name, model, class_names, precision, console)
-            )
-        text = json.dumps({"weights": str(self.weights), "images": described}, indent=2)
-        write_file(folder / "detections.json", (text + "\n").encode())
-        console.say(f"{len(described)} images: {folder / 'detections.json'}")
-        return 2 if failed else 0
+        threshold, chosen = self._threshold()
+        console.say(
+            f"{len(class_names)} classes, on {device.type} in {precision}; scores of {threshold:g}"
+            f" and more ({chosen})"
+        )
+        paths, problems = find_images(self.images, sys.stdin)
+        predictions = predict_files(
+            model,
+            paths,
+            precision=precision,
+            score_threshold=threshold,
+            batch_size=self.batch_size,
+        )
+        failed = writer.write_all(predictions, str(self.weights), threshold)
+        for problem in problems:
+            _complain(problem)
+        return 2 if failed or problems else 0
 
-    def _predict(
+    def _check(self) -> frozenset[str]:
+        """Raises ValueError for an option out of range; returns the formats."""
+        if not self.images:
+            raise ValueError("name at least one image, folder or pattern, or - for a list on stdin")
+        if self.score_threshold is not None and not 0.0 <= self.score_threshold <= 1.0:
+            raise ValueError(f"--score-threshold: expected 0 to 1, got {self.score_threshold}")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size: expected 1 or more, got {self.batch_size}")
+        formats = frozenset(name.strip() for name in self.formats.split(","))
+        if not formats <= set(_FORMATS):
+            raise ValueError(
+                f"--formats: expected some of {','.join(_FORMATS)}, got {self.formats!r}"
+            )
+        if self.coco_annotations is not None and "coco" not in formats:
+            raise ValueError("--coco-annotations: has no use without coco among the --formats")
+        return formats
+
+    def _threshold(self) -> tuple[float, str]:
+        """The least score, and who chose it."""
+        from ssd_fast.engine.report import read_threshold
+
+        if self.score_threshold is not None:
+            return self.score_threshold, "as asked"
+        found = read_threshold(self.weights)
+        if found is None:
+            return _THRESHOLD, "the default: no report beside the weights has chosen another"
+        return found[0], f"best F1 in {found[1]}"
+
+
+class _Writer:
+    """Writes predictions in some formats."""
+
+    def __init__(
         self,
-        path: Path,
-        image: Tensor,
-        picture: Path,
-        model: SSD,
+        folder: Path,
+        formats: frozenset[str],
         class_names: tuple[str, ...],
-        precision: Precision,
+        ids: COCOIds,
         console: Console,
-    ) -> dict[str, Any]:
-        """One image: its picture is written, its description returned."""
-        from ssd_fast.engine.evaluation import detect_images
+    ) -> None:
+        self.folder, self.formats = folder, formats
+        self.class_names, self.ids, self.console = class_names, ids, console
+        self.described: list[dict[str, Any]] = []
+        self._names: set[str] = set()
+
+    def write_all(
+        self, predictions: Iterable[ImagePrediction], weights: str, threshold: float
+    ) -> int:
+        """Writes them all; returns how many files could not be read or written about."""
+        from ssd_fast.engine.prediction_formats import json_document, json_lines
+
+        failed = 0
+        for prediction in predictions:
+            if prediction.error is not None:
+                _complain(prediction.error)
+                failed += 1
+            else:
+                self._write_image(prediction)
+        head = {"weights": weights, "score_threshold": threshold}
+        if "json" in self.formats:
+            self._write("detections.json", json_document(self.described, **head))
+        if "jsonl" in self.formats:
+            self._write("detections.jsonl", json_lines(self.described))
+        if "coco" in self.formats:
+            failed += self._write_coco()
+        self.console.say(f"{len(self.described)} images: {self.folder}")
+        return failed
+
+    def _write_image(self, prediction: ImagePrediction) -> None:
+        """The files of one image, and a line about it."""
+        from ssd_fast.cli.image_paths import PICTURE_SUFFIX
         from ssd_fast.engine.output import write_file
         from ssd_fast.engine.pictures import draw_image, png_bytes
-        from ssd_fast.engine.prediction import above, describe
+        from ssd_fast.engine.prediction import describe
+        from ssd_fast.engine.prediction_formats import voc_xml
 
-        detections = above(detect_images(model, [image], precision=precision)[0], self.threshold)
-        drawn = draw_image(image, detections, class_names)
-        write_file(picture, png_bytes(drawn))
-        console.say(f"{path}: {len(detections['scores'])} objects, {picture}")
-        return {
-            **describe(str(path), image, detections, class_names),
-            "picture": picture.name,
-        }
+        path, image, detections = prediction.path, prediction.image, prediction.detections
+        assert image is not None
+        described = describe(str(path), image, detections, self.class_names)
+        name = self._name(path.stem)
+        if "voc" in self.formats:
+            (self.folder / "voc").mkdir(exist_ok=True)
+            self._write(f"voc/{name}.xml", voc_xml(described))
+        if "pictures" in self.formats:
+            picture = draw_image(image, detections, self.class_names)
+            write_file(self.folder / f"{name}{PICTURE_SUFFIX}", png_bytes(picture))
+            described["picture"] = f"{name}{PICTURE_SUFFIX}"
+        self.described.append(described)
+        self.console.say(f"{path}: {len(detections['scores'])} objects")
 
+    def _write_coco(self) -> int:
+        """COCO's results of the images that the annotations know; returns how many they do not."""
+        from ssd_fast.engine.prediction_formats import coco_images, coco_results
 
-def _picture_names(images: Sequence[Path]) -> list[str]:
-    """A name for each picture; images of one name in several folders get a number."""
-    names: list[str] = []
-    taken: set[str] = set()
-    for path in images:
-        name, count = f"{path.stem}.detections.png", 1
-        while name in taken:
+        known = []
+        for image in self.described:
+            try:
+                self.ids.of_images([image["file"]])
+                known.append(image)
+            except ValueError as error:
+                _complain(f"{error}; it is not in coco_results.json")
+        self._write("coco_results.json", coco_results(known, self.ids))
+        self._write("coco_images.json", coco_images(known, self.class_names, self.ids))
+        return len(self.described) - len(known)
+
+    def _write(self, name: str, text: str) -> None:
+        from ssd_fast.engine.output import write_file
+
+        write_file(self.folder / name, text.encode())
+
+    def _name(self, stem: str) -> str:
+        """The stem, or with a number if images of several folders share it."""
+        name, count = stem, 1
+        while name in self._names:
             count += 1
-            name = f"{path.stem}-{count}.detections.png"
-        taken.add(name)
-        names.append(name)
-    return names
+            name = f"{stem}-{count}"
+        self._names.add(name)
+        return name
+
+
+def _complain(problem: str) -> None:
+    print(f"ssd-fast: error: {problem}", file=sys.stderr)

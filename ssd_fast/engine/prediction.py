@@ -1,14 +1,88 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Detections of image files as JSON."""
+"""Detections of image files, a batch at a time, and as JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["above", "describe"]
+from ssd_fast.data.images import read_image
+from ssd_fast.engine.evaluation import detect_images
+from ssd_fast.engine.precision import Precision
+from ssd_fast.models.ssd import SSD
+
+__all__ = ["ImagePrediction", "above", "describe", "predict_files"]
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """What was found in a file.
+
+    Attributes:
+        path: the file.
+        image: (3, H, W) uint8, upright; None if the file does not decode.
+        detections: boxes (K, 4) in pixels of `image`, scores (K,), labels (K,).
+        error: why the file does not decode, with its name; None if it does.
+    """
+
+    path: Path
+    image: Tensor | None
+    detections: dict[str, Tensor]
+    error: str | None = None
+
+
+def predict_files(
+    model: SSD,
+    paths: Iterable[Path],
+    *,
+    precision: Precision,
+    score_threshold: float,
+    batch_size: int = 8,
+) -> Iterator[ImagePrediction]:
+    """Detects objects in image files.
+
+    Images are turned as their EXIF orientation says, and so are the boxes.
+
+    Args:
+        model: in evaluation mode.
+        paths: the files.
+        precision: arithmetic of the model.
+        score_threshold: least score of a detection.
+        batch_size: images at a time.
+
+    Yields:
+        One prediction a file, in the order of the files; of a file that does not decode, its error.
+    """
+    waiting: list[ImagePrediction] = []
+    readable = 0
+    for path in paths:
+        try:
+            waiting.append(ImagePrediction(path, read_image(path), {}))
+            readable += 1
+        except ValueError as error:
+            waiting.append(ImagePrediction(path, None, {}, str(error)))
+        if readable == batch_size:
+            yield from _detect(model, waiting, precision, score_threshold)
+            waiting, readable = [], 0
+    yield from _detect(model, waiting, precision, score_threshold)
+
+
+def _detect(
+    model: SSD, batch: list[ImagePrediction], precision: Precision, score_threshold: float
+) -> Iterator[ImagePrediction]:
+    images = [prediction.image for prediction in batch if prediction.image is not None]
+    found = iter(detect_images(model, images, precision=precision) if images else ())
+    for prediction in batch:
+        if prediction.image is None:
+            yield prediction
+        else:
+            detections = above(next(found), score_threshold)
+            yield ImagePrediction(prediction.path, prediction.image, detections)
 
 
 def above(detections: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:

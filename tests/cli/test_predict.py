@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Prediction on image files."""
 
+import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from ssd_fast.cli.image_paths import find_images
+from ssd_fast.data import VOCDataset
+from ssd_fast.engine.prediction_formats import COCOIds, coco_results, voc_xml
+from ssd_fast.engine.report import weights_digest
 
 
 @pytest.fixture
@@ -52,14 +59,171 @@ def test_nms_by_name(ssd_fast: Callable, weights: Path, photograph: Path, tmp_pa
         ssd_fast("predict", "--weights", weights, "--nms", "soft", photograph)
 
 
+@pytest.fixture
+def frames(photograph: Path, tmp_path: Path) -> Path:
+    """A folder of twelve frames, and a file that is none."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i in range(1, 13):
+        shutil.copy(photograph, folder / f"frame{i}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
 def test_the_same_run_twice_is_the_same(
+    ssd_fast: Callable, weights: Path, frames: Path, tmp_path: Path
+):
+    runs = []
+    for name in ("a", "b"):
+        output = tmp_path / name
+        options = ("--formats", "json,jsonl,coco,voc,pictures", "--threshold", 0.2)
+        arguments = ("--weights", weights, "--output", output, "--batch-size", 2)
+        result = ssd_fast("predict", *arguments, *options, frames / "frame[1-3].png")
+        assert result.status == 0, result.err
+        files = [path for path in sorted(output.rglob("*")) if path.is_file()]
+        runs.append({path.relative_to(output): path.read_bytes() for path in files})
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == 2 + 2 + 3 + 3
+
+
+def test_frames_of_a_folder_come_in_natural_order(
+    ssd_fast: Callable, weights: Path, frames: Path, tmp_path: Path
+):
+    arguments = ("--weights", weights, "--output", tmp_path, "--formats", "jsonl")
+    result = ssd_fast("predict", *arguments, frames)
+    assert result.status == 0, result.err
+    lines = (tmp_path / "detections.jsonl").read_text().splitlines()
+    files = [Path(json.loads(line)["file"]).name for line in lines]
+    assert files == [f"frame{i}.png" for i in range(1, 13)]
+
+
+def test_files_folders_patterns_and_lists_are_found(frames: Path, photograph: Path):
+    first, second = frames / "frame1.png", frames / "frame2.png"
+    # The name of a file that looks like a pattern is a name.
+    assert find_images([str(photograph)]) == ([photograph], [])
+    assert find_images([str(frames / "frame?.png")])[0][-1] == frames / "frame9.png"
+    assert len(find_images([str(frames.parent / "**" / "frame*.png")])[0]) == 12
+    assert find_images(["-", str(first)], [f"{second}\n", "\n", str(first)])[0] == [second, first]
+    (frames / "frame1.detections.png").write_bytes(first.read_bytes())
+    assert len(find_images([str(frames), str(first)])[0]) == 12
+    empty = frames / "empty"
+    empty.mkdir()
+    found, problems = find_images([str(empty), str(frames / "*.jpg"), "gone.jpg"])
+    assert found == [Path("gone.jpg")]
+    assert "empty: no image in this folder" in problems[0]
+    assert "*.jpg: no image matches" in problems[1]
+
+
+def test_a_list_on_standard_input(
+    ssd_fast: Callable,
+    weights: Path,
+    photograph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{photograph}\n"))
+    output = tmp_path / "out"
+    result = ssd_fast("predict", "--weights", weights, "--output", output, "-", "no/such/*.png")
+    assert result.status == 2
+    assert "no/such/*.png: no image matches" in result.err
+    (image,) = json.loads((output / "detections.json").read_text())["images"]
+    assert image["file"] == str(photograph)
+
+
+def test_boxes_are_in_the_upright_image(
     ssd_fast: Callable, weights: Path, photograph: Path, tmp_path: Path
 ):
-    texts = []
-    for name in ("a", "b"):
-        ssd_fast("predict", "--weights", weights, "--output", tmp_path / name, photograph)
-        texts.append((tmp_path / name / "detections.json").read_bytes())
-    assert texts[0] == texts[1]
+    from PIL import Image
+
+    with Image.open(photograph) as image:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turn by 90 degrees to look at it
+        image.save(tmp_path / "turned.png", exif=exif)
+        image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    arguments = ("--weights", weights, "--output", tmp_path / "out", "--threshold", 0.1)
+    result = ssd_fast("predict", *arguments, tmp_path / "turned.png", tmp_path / "upright.png")
+    assert result.status == 0, result.err
+    turned, upright = json.loads((tmp_path / "out" / "detections.json").read_text())["images"]
+    assert (turned["width"], turned["height"]) == (160, 320)
+    assert turned["detections"] == upright["detections"]
+    assert turned["detections"]
+
+
+DESCRIBED = {
+    "file": "shots/000000000139.jpg",
+    "width": 100,
+    "height": 80,
+    "detections": [
+        {"box": [0.0, 0.4, 10.2, 20.6], "score": 0.9, "label": 1, "class": "a & b"},
+        {"box": [99.7, 79.9, 100.0, 80.0], "score": 0.8, "label": 2, "class": "c"},
+    ],
+}
+
+
+def test_voc_annotations_are_read_as_they_were_found(tmp_path: Path):
+    from PIL import Image
+
+    for name in ("Annotations", "JPEGImages"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "Annotations" / "000000000139.xml").write_text(voc_xml(DESCRIBED))
+    Image.new("RGB", (100, 80)).save(tmp_path / "JPEGImages" / "000000000139.jpg")
+    dataset = VOCDataset(tmp_path, "all")
+    assert dataset.problems == ()
+    assert dataset.class_names == ("a & b", "c")
+    assert dataset[0][1]["boxes"].tolist() == [[0, 0, 10, 21], [98, 78, 100, 80]]
+
+
+def test_coco_results_are_read_by_pycocotools():
+    coco = pytest.importorskip("pycocotools.coco", reason="needs pycocotools")
+    results = json.loads(coco_results([DESCRIBED], COCOIds()))
+    truth = coco.COCO()
+    truth.dataset = {"images": [{"id": 139}], "annotations": [], "categories": [{"id": 1}]}
+    truth.createIndex()
+    assert [row["image_id"] for row in results] == [139, 139]
+    assert results[0]["bbox"] == [0.0, 0.4, 10.2, 20.2]
+    assert len(truth.loadRes(results).anns) == 2
+
+
+def test_coco_ids_come_from_the_annotations(
+    ssd_fast: Callable, weights: Path, frames: Path, tmp_path: Path
+):
+    names = ("triangle", "circle", "rectangle")
+    content = {
+        "images": [
+            {"id": 70, "file_name": "frame1.png"},
+            {"id": 71, "file_name": "frames/frame2.png"},
+        ],
+        "categories": [{"id": 10 * i, "name": name} for i, name in enumerate(names, 1)],
+    }
+    annotations = tmp_path / "instances.json"
+    annotations.write_text(json.dumps(content))
+    output = tmp_path / "out"
+    arguments = ("--weights", weights, "--output", output, "--threshold", 0.1, "--formats", "coco")
+    arguments = (*arguments, "--coco-annotations", annotations)
+    result = ssd_fast("predict", *arguments, *(frames / f"frame{i}.png" for i in (1, 2, 3)))
+    assert result.status == 2
+    assert "frame3.png: the COCO annotations have no image of this name" in result.err
+    rows = json.loads((output / "coco_results.json").read_text())
+    assert {row["image_id"] for row in rows} == {70, 71}
+    assert {row["category_id"] for row in rows} <= {10, 20, 30}
+    annotations.write_text(json.dumps(content | {"categories": []}))
+    result = ssd_fast("predict", *arguments, frames)
+    assert "has no category circle, rectangle, triangle" in result.err
+
+
+def test_the_threshold_is_the_one_that_an_evaluation_chose(
+    ssd_fast: Callable, weights: Path, photograph: Path, tmp_path: Path
+):
+    own = tmp_path / "weights.safetensors"
+    shutil.copy(weights, own)
+    report = {"score_threshold": 0.125, "weights_sha256": weights_digest(own)}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    output = tmp_path / "out"
+    arguments = ("predict", "--weights", own, "--output", output, photograph, "--formats", "json")
+    assert "scores of 0.125 and more (best F1 in" in ssd_fast(*arguments).out
+    assert "scores of 0.3 and more (as asked)" in ssd_fast(*arguments, "--threshold", 0.3).out
+    (tmp_path / "report.json").unlink()
+    assert "scores of 0.5 and more (the default" in ssd_fast(*arguments).out
 
 
 def test_images_of_one_name_do_not_meet(
@@ -105,4 +269,21 @@ def test_a_threshold_is_checked(
     arguments = (f"--threshold={threshold}", "--weights", weights, "--output", tmp_path / "out")
     result = ssd_fast("predict", *arguments, photograph)
     assert result.status == 2
-    assert "--threshold: expected 0 to 1" in result.err
+    assert "--score-threshold: expected 0 to 1" in result.err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--formats=png", "--formats: expected some of json,jsonl,coco,voc,pictures, got 'png'"),
+        ("--batch-size=0", "--batch-size: expected 1 or more, got 0"),
+        ("--coco-annotations=a.json", "has no use without coco among the --formats"),
+    ],
+)
+def test_options_are_checked(
+    ssd_fast: Callable, weights: Path, photograph: Path, tmp_path: Path, option: str, message: str
+):
+    arguments = ("--weights", weights, "--output", tmp_path / "out", option)
+    result = ssd_fast("predict", *arguments, photograph)
+    assert result.status == 2
+    assert message in result.err
