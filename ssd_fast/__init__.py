@@ -17,6 +17,7 @@ from ssd_fast import (
     ops,
     priors,
 )
+from ssd_fast.dense_targets import DenseTargets
 from ssd_fast.detections import Detections
 from ssd_fast.integrations import accelerate, accelerated, restore
 from ssd_fast.models import ssd300_vgg16, ssd512_vgg16
@@ -25,6 +26,7 @@ from ssd_fast.targets import Targets
 
 __all__ = [
     "_C",
+    "DenseTargets",
     "Detections",
     "MultiBoxLoss",
     "Targets",

@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ssd_fast.dense_targets import DenseTargets
 from ssd_fast.float32_buffers import Float32Buffers
-from ssd_fast.ops._arguments import as_levels, check_boxes, check_levels
+from ssd_fast.ops._arguments import as_levels, check_boxes, check_levels, stand_in_maps
+from ssd_fast.ops._loss_arguments import resolve_background
 from ssd_fast.ops.heads_loss import heads_loss
 from ssd_fast.ops.multibox_loss import multibox_loss
 from ssd_fast.targets import Targets
@@ -18,11 +20,11 @@ __all__ = ["MultiBoxLoss"]
 
 
 class MultiBoxLoss(Float32Buffers):
-    """Matching, smooth-L1, softmax cross-entropy and hard-negative mining in one fused operator.
+    """Matching, box loss, softmax cross-entropy and hard-negative mining in one fused operator.
 
     The options are those of `ssd_fast.ops.multibox_loss`, which defines the loss; the normalizer
-    "world" is added here. The priors are a buffer that is not saved and stays float32 in a float16
-    or bfloat16 model.
+    "world" is added here. The priors and the class weights are buffers that are not saved and stay
+    float32 in a float16 or bfloat16 model.
 
     Args:
         priors: (P, 4) float32 corners, in the unit of the ground truth.
@@ -31,11 +33,21 @@ class MultiBoxLoss(Float32Buffers):
             for no such band.
         strict: a positive prior overlaps more than `iou_threshold`, not at least.
         assign: how objects claim their best prior: "last", "bipartite" or "none".
+        ignore_threshold: priors of which at least this share lies inside a region to ignore (a
+            crowd, a difficult object; see `Targets.pack`) are no background; None leaves such
+            regions out of account.
         ratio: mined negatives for each positive of an image.
         min_negatives: mined negatives of an image at least.
+        box_loss: "smooth_l1" or "l1" of the encoded offsets, or "giou", "diou" or "ciou" of the
+            decoded box.
         beta: where smooth-L1 turns from quadratic to linear.
         variances: 2 or 4 numbers that the encoded offsets are divided by.
-        background_index: class of the background.
+        class_weights: (C,) factors of the class loss by the target's class, None for 1.
+        label_smoothing: of the classes, from 0 to 1, as in `torch.nn.functional.cross_entropy`.
+        background_index: class of the background; -1 is the last.
+        classification: "softmax": cross-entropy of the positives and the mined negatives.
+        channels_first: deltas and logits are (B, 4, P) and (B, C, P), as a convolution over all
+            anchors leaves them; they are read in place. Maps of levels have one layout only.
         normalizer: what the sums are divided by: "positives" (those of the batch, at least 1),
             "image" (each image's own, then the mean), "none" (nothing), or "world": the positives
             of all processes, at least 1, divided by the number of processes, so that the average
@@ -53,6 +65,7 @@ class MultiBoxLoss(Float32Buffers):
     """
 
     priors: Tensor
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -62,12 +75,18 @@ class MultiBoxLoss(Float32Buffers):
         low_threshold: float | None = None,
         strict: bool = False,
         assign: Literal["last", "bipartite", "none"] = "last",
+        ignore_threshold: float | None = 0.5,
         ratio: float = 3.0,
         min_negatives: int = 0,
+        box_loss: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1",
         beta: float = 1.0,
         variances: Sequence[float] = (0.1, 0.2),
+        class_weights: Tensor | Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
         background_index: int = 0,
         normalizer: Literal["positives", "image", "none", "world"] = "positives",
+        classification: Literal["softmax"] = "softmax",
+        channels_first: bool = False,
         group: "dist.ProcessGroup | None" = None,
     ) -> None:
         super().__init__()
@@ -76,19 +95,28 @@ class MultiBoxLoss(Float32Buffers):
             raise ValueError(
                 f"normalizer: expected 'positives', 'image', 'none' or 'world', got {normalizer!r}"
             )
+        if classification != "softmax":
+            raise ValueError(f"classification: expected 'softmax', got {classification!r}")
         self.register_buffer("priors", priors.detach().clone(), persistent=False)
+        weights = None if class_weights is None else _class_weights(class_weights, priors.device)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.options: dict[str, Any] = {
             "iou_threshold": iou_threshold,
             "low_threshold": low_threshold,
             "strict": strict,
             "assign": assign,
+            "ignore_threshold": ignore_threshold,
             "ratio": ratio,
             "min_negatives": min_negatives,
+            "box_loss": box_loss,
             "beta": beta,
             "variances": tuple(variances),
+            "label_smoothing": label_smoothing,
             "background_index": background_index,
             "normalizer": normalizer,
         }
+        self.classification = classification
+        self.channels_first = channels_first
         self.group = group
         self._check_options()
 
@@ -96,15 +124,18 @@ class MultiBoxLoss(Float32Buffers):
         self,
         deltas: Tensor | Sequence[Tensor],
         logits: Tensor | Sequence[Tensor],
-        targets: Targets | Sequence[Mapping[str, Tensor]],
+        targets: Targets | DenseTargets | Sequence[Mapping[str, Tensor]],
+        matches: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The two losses of a batch.
 
         Args:
-            deltas: (B, P, 4), or the heads' maps, one (B, A * 4, H, W) a level.
-            logits: (B, P, C), or the heads' maps, one (B, A * C, H, W) a level.
+            deltas: (B, P, 4), or (B, 4, P) with `channels_first`, or the heads' maps, one
+                (B, A * 4, H, W) a level.
+            logits: (B, P, C), or (B, C, P), or the heads' maps, one (B, A * C, H, W) a level.
             targets: `Targets`, or a list of dictionaries of "boxes" and "labels", which is packed
-                and checked first.
+                and checked first, or `DenseTargets`, which say of every prior what it is.
+            matches: (B, P) of `ssd_fast.ops.match`, to be used instead of matching.
 
         Returns:
             "bbox_regression" and "classification", float32 scalars with gradients.
@@ -113,9 +144,10 @@ class MultiBoxLoss(Float32Buffers):
             ValueError: tensors that do not fit together, or, in a list, an object that no detector
                 can learn from.
         """
-        if not isinstance(targets, Targets):
-            targets = self._pack(as_levels(deltas), as_levels(logits), targets)
-        return self._losses(multibox_loss, (deltas, logits), targets)
+        maps = self._channels_last(deltas), self._channels_last(logits)
+        if not isinstance(targets, Targets | DenseTargets):
+            targets = self._pack(*maps, targets)
+        return self._losses(multibox_loss, maps, maps, targets, matches)
 
     def through_heads(
         self,
@@ -124,7 +156,8 @@ class MultiBoxLoss(Float32Buffers):
         delta_biases: Sequence[Tensor | None],
         logit_weights: Sequence[Tensor],
         logit_biases: Sequence[Tensor | None],
-        targets: Targets,
+        targets: Targets | DenseTargets,
+        matches: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The same from what goes into the heads, with the backward of `ssd_fast.ops.heads_loss`.
 
@@ -134,7 +167,8 @@ class MultiBoxLoss(Float32Buffers):
             delta_biases: one (A * 4,) or None a level.
             logit_weights: one (A * C, C', 3, 3) a level.
             logit_biases: one (A * C,) or None a level.
-            targets: packed.
+            targets: packed or dense.
+            matches: as in `forward`.
 
         Returns:
             As `forward`.
@@ -143,27 +177,49 @@ class MultiBoxLoss(Float32Buffers):
             ValueError: tensors that do not fit together.
         """
         heads = features, delta_weights, delta_biases, logit_weights, logit_biases
-        return self._losses(heads_loss, heads, targets)
+        deltas, logits = (
+            stand_in_maps(list(features), list(w)) for w in (delta_weights, logit_weights)
+        )
+        return self._losses(heads_loss, heads, (deltas, logits), targets, matches)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The options as JSON knows them, without priors, layout and process group."""
+        weights = self.class_weights
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
+        options["class_weights"] = None if weights is None else weights.tolist()
+        options["classification"] = self.classification
+        return options
 
     def extra_repr(self) -> str:
         """The number of priors and the options."""
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        options = ", ".join(f"{name}={value!r}" for name, value in self.config.items())
         return f"priors={self.priors.shape[0]}, {options}"
 
     def _losses(
         self,
         operator: Callable[..., tuple[Tensor, Tensor, Tensor]],
         inputs: tuple[Any, ...],
-        targets: Targets,
+        maps: tuple[list[Tensor], list[Tensor]],
+        targets: Targets | DenseTargets,
+        matches: Tensor | None,
     ) -> dict[str, Tensor]:
         options = self.options
         world = options["normalizer"] == "world"
+        if isinstance(targets, DenseTargets):
+            if matches is not None:
+                raise ValueError("matches: DenseTargets are matches already; expected None")
+            background = resolve_background(options["background_index"], *maps, self.priors)
+            targets, matches = targets.as_matches(background)
+            options = options | {"ignore_threshold": None}
         box_loss, class_loss, num_positives = operator(
             *inputs,
             self.priors,
             targets.boxes,
             targets.labels,
             targets.offsets,
+            matches=matches,
+            class_weights=self.class_weights,
             **(options | {"normalizer": "none"} if world else options),
         )
         if world:
@@ -173,7 +229,11 @@ class MultiBoxLoss(Float32Buffers):
 
     def _check_options(self) -> None:
         """Takes the loss of an empty batch: a wrong option fails here, not at the first step."""
-        classes = max(self.options["background_index"], 0) + 1
+        background, weights = self.options["background_index"], self.class_weights
+        if weights is not None:
+            classes = weights.size(0)
+        else:
+            classes = max(background + 1, -background) if isinstance(background, int) else 1
         boxes = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
         offsets = torch.zeros(1, dtype=torch.int64, device="cpu")
         multibox_loss(
@@ -183,8 +243,19 @@ class MultiBoxLoss(Float32Buffers):
             boxes,
             offsets[:0],
             offsets,
+            class_weights=None if weights is None else weights.cpu(),
             **(self.options | {"normalizer": "none"}),
         )
+
+    def _channels_last(self, rows: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """The levels with their channels where the operator has them: views, no copies."""
+        levels = as_levels(rows)
+        if not self.channels_first:
+            return levels
+        return [
+            level.transpose(1, 2) if isinstance(level, Tensor) and level.dim() == 3 else level
+            for level in levels
+        ]
 
     def _pack(
         self,
@@ -192,7 +263,9 @@ class MultiBoxLoss(Float32Buffers):
         logits: list[Tensor],
         targets: Sequence[Mapping[str, Tensor]],
     ) -> Targets:
-        background = self.options["background_index"]
+        background = resolve_background(
+            self.options["background_index"], deltas, logits, self.priors
+        )
         batch, num_classes = check_levels(deltas, logits, self.priors, background)
         if len(targets) != batch:
             raise ValueError(
@@ -213,3 +286,20 @@ class MultiBoxLoss(Float32Buffers):
             processes = dist.get_world_size(self.group)
             dist.all_reduce(count, group=self.group)
         return count.clamp(min=1) / processes
+
+
+def _class_weights(class_weights: Tensor | Sequence[float], device: torch.device) -> Tensor:
+    """(C,) float32 of its own; ValueError for weights that no loss can be multiplied by."""
+    weights = torch.as_tensor(class_weights).detach().to(device, torch.float32, copy=True)
+    if weights.dim() != 1:
+        raise ValueError(
+            f"class_weights: expected (C,), one for each class with the background, got"
+            f" {tuple(weights.shape)}"
+        )
+    wrong = (~(weights.isfinite() & (weights >= 0))).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(
+            f"class_weights: expected finite numbers of at least 0, got {float(weights[wrong[0]])}"
+            f" for class {wrong[0]}"
+        )
+    return weights

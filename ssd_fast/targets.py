@@ -8,12 +8,17 @@ from typing import Literal, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from ssd_fast.assignment import IGNORE_LABEL
 from ssd_fast.boxes import box_area
 
 __all__ = ["Targets"]
 
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+_MARKS = ("ignore", "iscrowd")
 _NOT_BOXES = {torch.bool, torch.complex32, torch.complex64, torch.complex128}
+
+_Image = tuple[Tensor, Tensor, list[Tensor]]
+"""Boxes, labels, and what marks regions to ignore."""
 
 
 class Targets(NamedTuple):
@@ -26,7 +31,7 @@ class Targets(NamedTuple):
     boxes: Tensor
     """(N, 4) float32 corners, in the unit of the priors."""
     labels: Tensor
-    """(N,) int64 classes, background excluded."""
+    """(N,) int64 classes, background excluded; -1 is a region to ignore."""
     offsets: Tensor
     """(B + 1,) int64, not decreasing, starting at 0."""
     dropped: int = 0
@@ -57,8 +62,10 @@ class Targets(NamedTuple):
         Args:
             targets: one dictionary an image, with `"boxes"` (n, 4), corners, of any floating or
                 integer dtype (converted to float32), and `"labels"` (n,), of any integer dtype
-                (converted to int64). n may be 0; then the labels' dtype is free. Other keys are
-                left aside.
+                (converted to int64). n may be 0; then the labels' dtype is free. `"ignore"` or
+                COCO's `"iscrowd"` (n,), bool or 0 and 1, marks regions to ignore: crowds, or
+                difficult objects. Their label becomes -1, whatever it was, and the loss takes
+                priors inside them for neither object nor background. Other keys are left aside.
             num_classes: C, background included; None does not check labels from above.
             capacity: number of rows N of the result; the rows behind the objects are zeros. None
                 is as many as there are objects.
@@ -72,20 +79,21 @@ class Targets(NamedTuple):
             The batch's `Targets`, in memory of its own.
 
         Raises:
-            TypeError: an entry that is not a dictionary of two tensors, or labels that are not
-                integers.
+            TypeError: an entry that is not a dictionary of tensors, or labels or marks that are
+                not integers.
             ValueError: a wrong shape, tensors on different devices with `device=None`, more objects
                 than `capacity`, or, with `validate`, a box that is not finite or has no area, or a
-                label that is the background or outside [0, C).
+                label that is the background or outside [0, C) and not marked.
         """
         if invalid not in ("raise", "drop"):
             raise ValueError(f"invalid: expected 'raise' or 'drop', got {invalid!r}")
         images = [_boxes_and_labels(i, target) for i, target in enumerate(targets)]
-        boxes, labels = _concatenate(images, device)
-        counts = [b.shape[0] for b, _ in images]
+        boxes, labels, ignored = _concatenate(images, device)
+        counts = [b.shape[0] for b, _, _ in images]
         dropped = 0
         if validate and boxes.shape[0]:
-            keep = _has_area(boxes) & _is_class(labels, num_classes, background_index)
+            keep = _is_class(labels, num_classes, background_index) | ignored
+            keep &= _has_area(boxes)
             dropped = keep.numel() - int(keep.sum())
         if dropped:
             if invalid == "raise":
@@ -116,8 +124,8 @@ class Targets(NamedTuple):
         )
 
 
-def _boxes_and_labels(image: int, target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The two tensors of one image, checked for everything but their values."""
+def _boxes_and_labels(image: int, target: Mapping[str, Tensor]) -> _Image:
+    """The tensors of one image, checked for everything but their values."""
     if not isinstance(target, Mapping):
         raise TypeError(
             f"targets[{image}]: expected a dictionary with 'boxes' and 'labels',"
@@ -153,14 +161,32 @@ def _boxes_and_labels(image: int, target: Mapping[str, Tensor]) -> tuple[Tensor,
             f"targets[{image}]['labels']: expected integers, got {labels.dtype};"
             " convert them with .long()"
         )
-    return boxes, labels
+    return boxes, labels, [_marks(image, target, key) for key in _MARKS if key in target]
+
+
+def _marks(image: int, target: Mapping[str, Tensor], key: str) -> Tensor:
+    """Which objects of one image are regions to ignore, (n,) bool, as one key says."""
+    marks, count = target[key], target["boxes"].shape[0]
+    if not isinstance(marks, Tensor):
+        raise TypeError(
+            f"targets[{image}]['{key}']: expected a tensor, got {type(marks).__name__};"
+            " convert it with torch.as_tensor"
+        )
+    if marks.shape != (count,):
+        raise ValueError(
+            f"targets[{image}]['{key}']: expected shape ({count},), one mark for each of its"
+            f" boxes, got {tuple(marks.shape)}"
+        )
+    if marks.dtype != torch.bool and marks.dtype not in _INTEGERS and count:
+        raise TypeError(f"targets[{image}]['{key}']: expected bool or integers, got {marks.dtype}")
+    return marks.bool()
 
 
 def _concatenate(
-    images: list[tuple[Tensor, Tensor]], device: torch.device | str | int | None
-) -> tuple[Tensor, Tensor]:
-    """All boxes (N, 4) float32 and all labels (N,) int64, on one device."""
-    devices = {tensor.device for image in images for tensor in image}
+    images: list[_Image], device: torch.device | str | int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All boxes (N, 4) float32, labels (N,) int64 and what is to be ignored (N,), on one device."""
+    devices = {x.device for boxes, labels, marks in images for x in (boxes, labels, *marks)}
     if len(devices) > 1:
         if device is None:
             names = ", ".join(sorted(map(str, devices)))
@@ -168,12 +194,23 @@ def _concatenate(
                 f"targets: tensors on several devices ({names}); say where the batch goes with"
                 " device=..."
             )
-        images = [(boxes.to(device), labels.to(device)) for boxes, labels in images]
+        images = [
+            (boxes.to(device), labels.to(device), [x.to(device) for x in marks])
+            for boxes, labels, marks in images
+        ]
     if not images:
-        return torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-    boxes = [b if b.dtype == torch.float32 else b.to(torch.float32) for b, _ in images]
-    labels = [x if x.dtype == torch.int64 else x.to(torch.int64) for _, x in images]
-    return torch.cat(boxes), torch.cat(labels)
+        none = torch.zeros(0, dtype=torch.int64)
+        return torch.zeros(0, 4), none, none.bool()
+    boxes = torch.cat([b if b.dtype == torch.float32 else b.to(torch.float32) for b, *_ in images])
+    labels = torch.cat([x if x.dtype == torch.int64 else x.to(torch.int64) for _, x, _ in images])
+    ignored = torch.zeros_like(labels, dtype=torch.bool)
+    if any(marks for *_, marks in images):
+        marked = [
+            torch.stack([torch.zeros_like(x, dtype=torch.bool), *m]).any(0) for _, x, m in images
+        ]
+        ignored = torch.cat(marked)
+        labels = labels.masked_fill(ignored, IGNORE_LABEL)
+    return boxes, labels, ignored
 
 
 def _has_area(boxes: Tensor) -> Tensor:
@@ -216,6 +253,8 @@ def _raise_first(
         )
     else:
         upper = "" if num_classes is None else f" and less than num_classes = {num_classes}"
+        if label == IGNORE_LABEL:
+            upper += " (mark a region to ignore in 'ignore')"
         problem = f"['labels'][{row}] is {label}: expected at least 0{upper}"
     raise ValueError(f"targets[{image}]{problem}{more}{remedy}")
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ssd_fast.boxes import box_area, box_iou, decode_boxes, encode_boxes, four_variances
+from ssd_fast.boxes import box_area, box_iof, box_iou, decode_boxes, encode_boxes, four_variances
 from ssd_fast.testing import random_boxes, seeded
 
 
@@ -24,6 +24,13 @@ def test_iou_of_empty_and_broken_boxes_is_zero() -> None:
     """No epsilon, and yet no NaN."""
     empty = torch.tensor([[1.0, 1, 1, 1], [3, 3, 2, 2], [math.nan, 0, 1, 1]])
     assert box_iou(empty, empty).eq(0).all()
+
+
+def test_iof_of_boxes_worked_by_hand() -> None:
+    """Half of it, all of it, a quarter of it, an edge of it; none of a broken one."""
+    a = torch.tensor([[0.0, 0.0, 2.0, 2.0], [2, 0, 0, 2], [math.nan, 0, 1, 1]])
+    b = torch.tensor([[1.0, 0, 3, 2], [-1, -1, 3, 3], [0.5, 0.5, 1.5, 1.5], [2, 0, 4, 2]])
+    assert box_iof(a, b).tolist() == [[0.5, 1.0, 0.25, 0.0], [0.0] * 4, [0.0] * 4]
 
 
 def test_iou_equals_torchvision(torchvision) -> None:

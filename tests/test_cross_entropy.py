@@ -3,9 +3,10 @@
 
 import math
 
+import pytest
 import torch
 
-from ssd_fast.cross_entropy import background_key, cross_entropy
+from ssd_fast.cross_entropy import background_key, cross_entropy, cross_entropy_gradient
 from ssd_fast.testing import seeded
 
 
@@ -15,6 +16,24 @@ def test_equals_torch_in_float64() -> None:
     target = torch.randint(0, 7, (50,), generator=seeded(1))
     expected = torch.nn.functional.cross_entropy(logits, target, reduction="none")
     torch.testing.assert_close(cross_entropy(logits, target), expected)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.0, 1, 2, 3, 0.5, 1, 1])])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_weights_and_smoothing_are_torchs(weights, smoothing) -> None:
+    """Losses and gradients."""
+    logits = torch.randn(50, 7, generator=seeded(0)).double().requires_grad_()
+    target = torch.randint(0, 7, (50,), generator=seeded(1))
+    expected = torch.nn.functional.cross_entropy(
+        logits,
+        target,
+        weight=None if weights is None else weights.double(),
+        label_smoothing=smoothing,
+        reduction="none",
+    )
+    torch.testing.assert_close(cross_entropy(logits, target, weights, smoothing), expected)
+    gradient = cross_entropy_gradient(logits.detach(), target, weights, smoothing)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), logits)[0])
 
 
 def test_small_losses_keep_their_digits_in_float32() -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ssd_fast.multibox import MultiBoxLoss
-from ssd_fast.ops import multibox_loss
+from ssd_fast.ops import match, multibox_loss
 from ssd_fast.priors import PriorBoxes
 from ssd_fast.targets import Targets
 
@@ -49,6 +49,53 @@ def test_is_the_operator(options, packed):
     ours = torch.autograd.grad(sum(losses.values()), [deltas, logits])
     theirs = torch.autograd.grad(expected[0] + expected[1], [deltas, logits])
     assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
+
+
+NEW = {"box_loss": "ciou", "label_smoothing": 0.1, "class_weights": [0.5, 1.0, 2.0, 0.0, 1.0]}
+
+
+@pytest.mark.parametrize("options", [{}, NEW])
+def test_channels_first_and_given_matches(options):
+    deltas, logits, targets = batch()
+    expected = MultiBoxLoss(PRIORS, **options)(deltas, logits, targets)
+    loss = MultiBoxLoss(PRIORS, channels_first=True, **options)
+    rows = Targets.pack(targets)
+    matches = match(PRIORS, rows.boxes, rows.offsets)
+    transposed = [x.transpose(1, 2).contiguous() for x in (deltas, logits)]
+    for given in (None, matches):
+        losses = loss(*transposed, targets, given)
+        assert losses["bbox_regression"].equal(expected["bbox_regression"])
+        assert losses["classification"].equal(expected["classification"])
+    wrong = loss(*transposed, targets, matches.fill_(-2))
+    assert wrong["classification"] == 0
+
+
+def test_class_weights_are_a_buffer_of_their_own():
+    weights = torch.tensor(NEW["class_weights"])
+    loss = MultiBoxLoss(PRIORS, **(NEW | {"class_weights": weights})).half()
+    weights.fill_(7)
+    assert loss.class_weights.tolist() == NEW["class_weights"]
+    assert loss.class_weights.dtype == torch.float32
+    assert not loss.state_dict()
+    assert loss.config["class_weights"] == NEW["class_weights"]
+    assert "box_loss='ciou'" in repr(loss)
+
+
+def test_regions_to_ignore_take_negatives_away():
+    deltas, logits, targets = batch()
+    everywhere = torch.tensor([[-1.0, -1, 9, 9]])
+    for target in targets:
+        target["boxes"] = torch.cat([target["boxes"], everywhere])
+        target["labels"] = torch.cat([target["labels"], torch.tensor([1])])
+        target["ignore"] = torch.arange(len(target["labels"])) == len(target["labels"]) - 1
+    losses = {}
+    for threshold in (0.5, None):
+        loss = MultiBoxLoss(PRIORS, ignore_threshold=threshold, min_negatives=10**6)
+        logits.grad = None
+        loss(deltas, logits, targets)["classification"].backward()
+        losses[threshold] = int(logits.grad.ne(0).any(2).sum())
+    positives = int((match(PRIORS, *Targets.pack(batch()[2])[::2]) >= 0).sum())
+    assert losses == {0.5: positives, None: 4 * len(PRIORS)}
 
 
 def test_options_reach_the_operator():
@@ -176,7 +223,13 @@ if __name__ == "__main__":
         ({"assign": "first"}, "assign: expected one of"),
         ({"beta": -1.0}, "beta: expected"),
         ({"variances": (0.1,)}, "variances: expected 2 or 4"),
-        ({"ratio": -1.0}, "ratio: expected"),
+        ({"background_index": 0.5}, "background_index: expected"),
+        ({"box_loss": "iou"}, "box_loss: expected one of"),
+        ({"label_smoothing": 2.0}, "label_smoothing: expected"),
+        ({"class_weights": [[1.0]]}, r"class_weights: expected \(C,\)"),
+        ({"class_weights": [1.0, -2.0]}, "class_weights: expected .* got -2.0 for class 1"),
+        ({"class_weights": [1.0, 1.0], "background_index": 2}, "background_index: expected"),
+        ({"classification": "sigmoid"}, "classification: expected"),
         ({"low_threshold": 0.7, "normalizer": "world"}, "low_threshold: expected"),
     ],
 )

@@ -29,6 +29,48 @@ def test_packs_ragged_rows():
     assert [t.dtype for t in packed[:3]] == [torch.float32, torch.int64, torch.int64]
 
 
+@pytest.mark.parametrize("key", ["ignore", "iscrowd"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8])
+@pytest.mark.parametrize("invalid", ["raise", "drop"])
+def test_marked_objects_become_regions_to_ignore(key, dtype, invalid):
+    marked = GOOD[0] | {key: torch.tensor([0, 1], dtype=dtype)}
+    marked["labels"] = torch.tensor([1, 99], dtype=torch.uint8)
+    packed = Targets.pack([marked, *GOOD[1:]], num_classes=3, invalid=invalid)
+    assert packed.labels.tolist() == [1, -1, 2]
+    assert packed.offsets.tolist() == [0, 2, 2, 3]
+    assert packed.dropped == 0
+    assert marked["labels"].tolist() == [1, 99]
+
+
+def test_both_marks_and_marks_already_packed():
+    marks = {"ignore": torch.tensor([True, False]), "iscrowd": torch.tensor([0, 1])}
+    assert Targets.pack([GOOD[0] | marks]).labels.tolist() == [-1, -1]
+    again = {"boxes": GOOD[0]["boxes"], "labels": torch.tensor([-1, -1])}
+    assert Targets.pack([again | marks]).labels.tolist() == [-1, -1]
+    with pytest.raises(ValueError, match=r"\['labels'\]\[0\] is -1: .*mark .* in 'ignore'"):
+        Targets.pack([again])
+
+
+def test_a_region_to_ignore_needs_an_area():
+    broken = image((3.0, 0, 1, 4)) | {"ignore": torch.tensor([True])}
+    assert Targets.pack([broken], invalid="drop").dropped == 1
+    with pytest.raises(ValueError, match=r"\['boxes'\]\[0\] is .* expected finite corners"):
+        Targets.pack([broken])
+
+
+@pytest.mark.parametrize(
+    ("marks", "error", "message"),
+    [
+        ([True], TypeError, r"targets\[0\]\['ignore'\]: expected a tensor, got list"),
+        (torch.tensor([True, True]), ValueError, r"\['ignore'\]: expected shape \(1,\)"),
+        (torch.tensor([0.5]), TypeError, r"\['ignore'\]: expected bool or integers"),
+    ],
+)
+def test_wrong_marks_are_named(marks, error, message):
+    with pytest.raises(error, match=message):
+        Targets.pack([image() | {"ignore": marks}])
+
+
 def test_arguments_are_left_alone():
     before = pickle.dumps(GOOD)
     packed = Targets.pack(GOOD[:1], capacity=4)

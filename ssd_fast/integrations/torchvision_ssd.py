@@ -162,7 +162,9 @@ def _losses(
             f"proposal_matcher: expected torchvision's SSDMatcher, got {type(matcher).__name__}; "
             "ssd_fast.restore(model) brings back the original"
         )
-    packed = Targets.pack(targets, validate=False)
+    # Without marks of what to ignore: torchvision trains on crowds as on any object.
+    objects = [{key: target[key] for key in ("boxes", "labels")} for target in targets]
+    packed = Targets.pack(objects, validate=False)
     box_loss, class_loss, _ = multibox_loss(
         deltas,
         logits,
@@ -171,6 +173,7 @@ def _losses(
         packed.labels,
         packed.offsets,
         iou_threshold=matcher.high_threshold,
+        ignore_threshold=None,
         ratio=model.neg_to_pos_ratio,
         variances=_variances(model.box_coder),
     )

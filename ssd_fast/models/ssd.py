@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssd_fast.dense_targets import DenseTargets
 from ssd_fast.detections import Detections
 from ssd_fast.models.grid import resolve_priors
 from ssd_fast.models.heads import MultiBoxHeads, concatenate_maps, is_plain, plain_parameters
@@ -101,7 +102,7 @@ class SSD(nn.Module):
         self.transform = ImageTransform(image_size, image_mean, image_std)
         self.backbone = backbone
         self.heads = MultiBoxHeads(channels, boxes_per_cell, num_classes)
-        self.loss = MultiBoxLoss(priors, **(loss or {}))
+        self.loss = MultiBoxLoss(priors, **_with_background(loss or {}, num_classes))
         self._architecture: dict[str, Any] | None = None
         # An empty batch: an option of `detect` that is wrong fails here, not after the training.
         none = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
@@ -110,15 +111,16 @@ class SSD(nn.Module):
     def forward(
         self,
         images: Tensor | Sequence[Tensor],
-        targets: Targets | Sequence[Mapping[str, Tensor]] | None = None,
+        targets: Targets | DenseTargets | Sequence[Mapping[str, Tensor]] | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training, detections in evaluation.
 
         Args:
             images: a list of (3, H, W), of any sizes, or one (B, 3, H, W).
             targets: needed in training, left aside in evaluation. A list of dictionaries, one an
-                image: "boxes" (n, 4) in pixels of that image, "labels" (n,); n may be 0. Or
-                `Targets` with boxes in [0, 1].
+                image: "boxes" (n, 4) in pixels of that image, "labels" (n,); n may be 0; "ignore"
+                (n,) bool, where there is one, marks regions to ignore. Or `Targets` or
+                `DenseTargets` with boxes in [0, 1].
 
         Returns:
             In training "bbox_regression" and "classification", float32 scalars. In evaluation a
@@ -138,7 +140,7 @@ class SSD(nn.Module):
             raise ValueError("targets: needed in training; model.eval() makes detections instead")
         batch, sizes = self.transform(images)
         self._check_batch(len(sizes))
-        if not isinstance(targets, Targets):
+        if not isinstance(targets, Targets | DenseTargets):
             background: int = self.loss.options["background_index"]
             targets = relative_targets(targets, sizes, self.num_classes, background, batch.device)
         return self._losses(self._features(batch), targets)
@@ -194,7 +196,6 @@ class SSD(nn.Module):
         """
         if self._architecture is None:
             raise ValueError("config: only for models that a function such as ssd300_vgg16 built")
-        loss = {k: list(v) if isinstance(v, tuple) else v for k, v in self.loss.options.items()}
         written = self._architecture["priors"]
         return {
             **self._architecture,
@@ -208,7 +209,7 @@ class SSD(nn.Module):
             "max_detections": self.max_detections,
             "nms": self.nms,
             "sigma": self.sigma,
-            "loss": loss,
+            "loss": self.loss.config,
             "sparse_head_backward": self.sparse_head_backward,
         }
 
@@ -255,7 +256,7 @@ class SSD(nn.Module):
         deltas, logits = self.heads(self._features(batch))
         return deltas, logits
 
-    def _losses(self, features: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+    def _losses(self, features: list[Tensor], targets: Targets | DenseTargets) -> dict[str, Tensor]:
         """The losses of what the heads predict from the backbone's maps."""
         losses: dict[str, Tensor]
         if self.sparse_head_backward and features[0].is_cpu and is_plain(self.loss, MultiBoxLoss):
@@ -284,6 +285,15 @@ class SSD(nn.Module):
             nms=self.nms,
             sigma=self.sigma,
         )
+
+
+def _with_background(loss: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """The loss's options with the background counted from the first class on."""
+    options = dict(loss)
+    background = options.get("background_index", 0)
+    if isinstance(background, int) and -num_classes <= background < 0:
+        options["background_index"] = background + num_classes
+    return options
 
 
 def ssd300_vgg16(

@@ -112,7 +112,6 @@ def heads_loss(
     deltas, logits = (stand_in_maps(features, weights) for weights in (heads[0], heads[2]))
     background_index = resolve_background(background_index, deltas, logits, priors)
     targets = priors, boxes, labels, offsets, matches, class_weights
-    check_loss_tensors(deltas, logits, targets, background_index)
     options = loss_options(
         iou_threshold,
         low_threshold,
@@ -128,6 +127,7 @@ def heads_loss(
         background_index,
         normalizer,
     )
+    check_loss_tensors(deltas, logits, targets, background_index)
     cast = [None if x is None else x.to(dtype) for parameters in heads for x in parameters]
     inputs = (*targets, *features, *cast)
     if torch.compiler.is_compiling() and not _needs_gradient(inputs):

@@ -301,7 +301,8 @@ def test_one_class_is_the_background():
 
 @pytest.mark.parametrize("priors", ["coco", OTHER_GRID, ssd300("sgrvinod")], ids=type)
 def test_config_builds_the_model_again(priors):
-    options = {"top_k": 7, "image_std": [0.25] * 3, "loss": {"min_negatives": 3, "beta": 0.5}}
+    loss = {"min_negatives": 3, "beta": 0.5, "class_weights": [1.0, 2.0, 0.5, 1.0]}
+    options = {"top_k": 7, "image_std": [0.25] * 3, "loss": loss}
     options |= {"nms": "soft-gaussian", "sigma": 0.3}
     model = slim(priors=priors, **options).eval()
     again = SSD.from_config(json.loads(json.dumps(model.config)))
@@ -310,6 +311,21 @@ def test_config_builds_the_model_again(priors):
     assert again.loss.options == model.loss.options
     again.load_state_dict(model.state_dict())
     torch.testing.assert_close(again.eval()([scene()[0]]), model([scene()[0]]))
+
+
+def test_loss_options_reach_both_backwards():
+    """Background last, an IoU loss, weights, and a region to ignore that changes the classes."""
+    loss = {"box_loss": "giou", "class_weights": [1, 2, 0.5, 1], "background_index": -1}
+    image, target = scene()
+    target["labels"] = target["labels"] - 1
+    marked = target | {"ignore": torch.tensor([False, True])}
+    results = []
+    for sparse in (True, False):
+        model = slim(norm=False, loss=loss, sparse_head_backward=sparse)
+        assert model.loss.options["background_index"] == CLASSES - 1
+        results.append([model([image], [t])["classification"] for t in (target, marked)])
+    torch.testing.assert_close(*results)
+    assert results[0][0] != results[0][1]
 
 
 def test_config_of_ssd512():

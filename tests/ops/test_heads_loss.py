@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from ssd_fast.ops import _sparse_convolution, heads_loss, heads_loss_reference, multibox_loss
+from ssd_fast.ops import (
+    _sparse_convolution,
+    heads_loss,
+    heads_loss_reference,
+    match,
+    multibox_loss,
+)
 from ssd_fast.ops.heads_loss import _backward_reference
 from ssd_fast.testing import assert_close, random_boxes, random_objects, seeded
 
@@ -121,12 +127,18 @@ def test_patches_equal_the_dense_path(never_dense, dtype, tolerance, features, w
         {"min_negatives": 30, "background_index": 2},
         {"beta": 0.11, "variances": (0.1, 0.15, 0.2, 0.3), "ratio": 1.0},
         {"strict": True, "low_threshold": 0.3},
+        {"box_loss": "giou", "label_smoothing": 0.1, "class_weights": torch.rand(6) + 0.5},
+        {"box_loss": "ciou", "background_index": -1, "ignore_threshold": 0.2},
+        {"box_loss": "l1", "matches": "given"},
     ],
     ids=str,
 )
 def test_every_option_equals_the_dense_path(options) -> None:
     """Few cells and many: levels choose for themselves."""
     for counts in ((0, 1), (8, 12)):
+        if "matches" in options:
+            priors, boxes, _, offsets = make_targets(4, counts=counts)
+            options["matches"] = match(priors, boxes, offsets, low_threshold=0.2)
         assert_equal_to_maps(make_heads(4), *make_targets(4, counts=counts), **options)
 
 

@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""multibox_loss for other detectors: box losses, weights, smoothing, matches, regions, layouts."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssd_fast import _C
+from ssd_fast.boxes import decode_boxes
+from ssd_fast.ops import heads_loss, match, multibox_loss, multibox_loss_reference
+from ssd_fast.testing import (
+    Objects,
+    as_maps,
+    assert_close,
+    random_boxes,
+    random_objects,
+    seeded,
+)
+
+B, P, C = 3, 140, 7
+CELLS = [(4, 5, 5), (6, 3, 2), (4, 1, 1)]
+PRIORS = random_boxes(P, seeded(0))
+WEIGHTS = torch.tensor([0.3, 1.0, 2.0, 0.0, 0.5, 4.0, 1.5])
+BOX_LOSSES = ["smooth_l1", "l1", "giou", "diou", "ciou"]
+
+
+def _heads(seed: int = 0, scale: float = 2.0) -> tuple[Tensor, Tensor]:
+    generator = seeded(seed)
+    logits = torch.randn(B, P, C, generator=generator) * scale
+    return torch.randn(B, P, 4, generator=generator), logits
+
+
+def _objects(seed: int = 1, regions: bool = False) -> Objects:
+    """Up to six objects an image, some of them regions to ignore if asked for."""
+    objects = random_objects(B, seeded(seed), counts=(0, 6), classes=C)
+    if regions:
+        objects.labels[::3] = -1
+    return objects
+
+
+def _run(function, deltas, logits, *targets, **options) -> tuple[Tensor, ...]:
+    """Losses, positives, and the gradients of ``2 box_loss + 3 class_loss``."""
+    deltas, logits = deltas.detach().requires_grad_(), logits.detach().requires_grad_()
+    losses = function(deltas, logits, *targets, **options)
+    grads = torch.autograd.grad(2 * losses[0] + 3 * losses[1], (deltas, logits))
+    return *(x.detach() for x in losses), *grads
+
+
+def _combinations() -> list[dict]:
+    """Every box loss with every way to count the classes; the rest in turns."""
+    weights = (None, WEIGHTS)
+    smoothings = (0.0, 0.1, 1.0)
+    turns = itertools.cycle(
+        [
+            {"normalizer": "image", "ignore_threshold": None},
+            {"background_index": -1, "normalizer": "none", "low_threshold": 0.3},
+            {"background_index": 3, "assign": "bipartite", "ignore_threshold": 0.2},
+            {"min_negatives": 30, "ignore_threshold": 0.0},
+            {"iou_threshold": 0.35, "variances": (0.1, 0.15, 0.2, 0.3)},
+        ]
+    )
+    return [
+        {"box_loss": box_loss, "class_weights": weight, "label_smoothing": smoothing, **next(turns)}
+        for box_loss, weight, smoothing in itertools.product(BOX_LOSSES, weights, smoothings)
+    ]
+
+
+def _name(options: dict) -> str:
+    return "-".join(str(v) for k, v in options.items() if k != "class_weights")
+
+
+@pytest.mark.parametrize("options", _combinations(), ids=_name)
+def test_combinations_equal_reference_on_every_instruction_set(device, options) -> None:
+    """The kernel in float32 against the reference in float64; equal bit for bit among kernels."""
+    heads, objects = _heads(), _objects(regions=True)
+    double = [x.double() for x in (*heads, PRIORS, objects.boxes)]
+    expected = _run(multibox_loss_reference, *double, *objects[1:], **options)
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+    inputs = [x.to(device) for x in (*heads, PRIORS, *objects)]
+    results = []
+    try:
+        for name in _C.instruction_sets():
+            _C.set_instruction_set(name)
+            results.append(_run(multibox_loss, *inputs, **moved))
+    finally:
+        _C.set_instruction_set(_C.instruction_sets()[-1])
+    assert torch.equal(results[0][2].cpu(), expected[2])
+    for i, what in ((0, "box_loss"), (1, "class_loss"), (3, "grad_deltas"), (4, "grad_logits")):
+        assert_close(results[0][i].cpu(), expected[i], what=what)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("box_loss", ["giou", "ciou"])
+def test_half_inputs_equal_reference(device, dtype, box_loss) -> None:
+    """Arithmetic is float32 or better; gradients come back rounded once."""
+    options = {"box_loss": box_loss, "label_smoothing": 0.1}
+    heads, objects = [x.to(dtype) for x in _heads()], _objects()
+    double = [x.double() for x in (*heads, PRIORS, objects.boxes)]
+    expected = _run(multibox_loss_reference, *double, *objects[1:], **options)
+    inputs = [x.to(device) for x in (*heads, PRIORS, *objects)]
+    actual = _run(multibox_loss, *inputs, **options)
+    for i in (0, 1):
+        assert_close(actual[i].cpu(), expected[i])
+    for i in (3, 4):
+        assert actual[i].dtype == dtype
+        assert_close(actual[i].cpu(), expected[i], tolerance=torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("scale", [12.0, 1e4])
+def test_large_logits_overflow_nothing(device, scale) -> None:
+    """Exponents are shifted; the smoothed loss of a class far below is large, not infinite."""
+    heads, objects = _heads(scale=scale), _objects()
+    options = {"label_smoothing": 0.1, "class_weights": WEIGHTS + 0.1}
+    double = [x.double() for x in (*heads, PRIORS, objects.boxes)]
+    expected = _run(multibox_loss_reference, *double, *objects[1:], **options)
+    inputs = [x.to(device) for x in (*heads, PRIORS, *objects)]
+    options["class_weights"] = options["class_weights"].to(device)
+    actual = _run(multibox_loss, *inputs, **options)
+    for i in (1, 4):
+        assert actual[i].isfinite().all()
+        assert_close(actual[i].cpu(), expected[i])
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
+def test_class_loss_is_torchs_cross_entropy(weights, smoothing) -> None:
+    """Summed over the selected rows: torch's ``weight`` and ``label_smoothing``, no mean."""
+    (deltas, logits), objects = _heads(), _objects()
+    options = {"min_negatives": 40, "normalizer": "none"}
+    matched = match(PRIORS, objects.boxes, objects.offsets)
+    labels = objects.labels[objects.offsets[:-1, None] + matched.clamp(min=0)]
+    target = torch.where(matched >= 0, labels, 0)
+    # Everything is selected, so that the test has no mining of its own.
+    options["min_negatives"] = P
+    loss = multibox_loss(
+        deltas,
+        logits,
+        PRIORS,
+        *objects,
+        class_weights=weights,
+        label_smoothing=smoothing,
+        **options,
+    )[1]
+    rows = logits.double().flatten(0, 1), target.flatten()
+    weights = None if weights is None else weights.double()
+    expected = F.cross_entropy(
+        *rows, weight=weights, label_smoothing=smoothing, reduction="none"
+    ).sum()
+    assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("box_loss", "theirs"),
+    [
+        ("giou", "generalized_box_iou_loss"),
+        ("diou", "distance_box_iou_loss"),
+        ("ciou", "complete_box_iou_loss"),
+    ],
+)
+def test_box_loss_is_torchvisions(torchvision, box_loss, theirs) -> None:
+    """Of the decoded boxes of the positives, divided by their number."""
+    (deltas, logits), objects = _heads(), _objects()
+    deltas[..., 2:] *= 8  # beyond the clamp of the scale, some of them
+    matched = match(PRIORS, objects.boxes, objects.offsets)
+    image, prior = (matched >= 0).nonzero(as_tuple=True)
+    row = objects.offsets[image] + matched[image, prior]
+    leaf = deltas.double().requires_grad_()
+    decoded = decode_boxes(leaf[image, prior], PRIORS[prior].double(), (0.1, 0.2))
+    rows = getattr(torchvision.ops, theirs)(decoded, objects.boxes[row].double())
+    expected = rows.sum() / len(rows)
+    actual = _run(multibox_loss, deltas, logits, PRIORS, *objects, box_loss=box_loss)
+    assert_close(actual[0], expected.detach())
+    assert_close(actual[3], 2 * torch.autograd.grad(expected, leaf)[0])
+
+
+def test_a_clamped_scale_has_no_gradient(device) -> None:
+    """As in decoding, whose boxes grow no further."""
+    (deltas, logits), objects = _heads(), _objects()
+    deltas[..., 2] = 100
+    inputs = [x.to(device) for x in (deltas, logits, PRIORS, *objects)]
+    gradient = _run(multibox_loss, *inputs, box_loss="giou")[3]
+    assert gradient[..., 2].eq(0).all()
+    assert gradient[..., 3].ne(0).any()
+
+
+@pytest.mark.parametrize("options", _combinations()[1:24:4], ids=_name)
+def test_gradcheck_of_the_reference(options) -> None:
+    """The definition's own gradient, in float64; not CIoU's, which leaves out a part by design."""
+    objects = random_objects(2, seeded(2), classes=3)
+    generator = seeded(0)
+    deltas = torch.randn(2, 8, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    logits = torch.randn(2, 8, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    priors, boxes = PRIORS[:8].double(), objects.boxes.double()
+    options = options | {"background_index": 0}
+    if options["class_weights"] is not None:
+        options["class_weights"] = WEIGHTS[:3]
+
+    def both(deltas: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return multibox_loss_reference(deltas, logits, priors, boxes, *objects[1:], **options)[:2]
+
+    assert torch.autograd.gradcheck(both, (deltas, logits))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("assign", ["last", "bipartite", "none"])
+def test_matches_equal_internal_matching(device, dtype, assign) -> None:
+    """What `match` returns gives what matching inside gives, bit for bit."""
+    objects = _objects()
+    inputs = [x.to(device) for x in (*_heads(), PRIORS, *objects)]
+    matching = {"iou_threshold": 0.4, "low_threshold": 0.3, "assign": assign}
+    matches = match(PRIORS, objects.boxes, objects.offsets, **matching).to(device, dtype)
+    inside = _run(multibox_loss, *inputs, **matching)
+    given = _run(multibox_loss, *inputs, matches=matches)
+    assert all(torch.equal(a, b) for a, b in zip(given, inside, strict=True))
+    # Strides do not matter: the operator sees (B, P), however it lies.
+    strided = matches.t().contiguous().t()
+    again = _run(multibox_loss, *inputs, matches=strided)
+    assert all(torch.equal(a, b) for a, b in zip(again, inside, strict=True))
+
+
+def test_matches_that_fit_nothing_are_ignored(device) -> None:
+    """Out of the image's range, of a broken object, of a region, or a number without meaning."""
+    deltas, logits = _heads()
+    objects = random_objects(B, seeded(1), counts=(3, 3), classes=C)
+    objects.labels[1] = -1
+    objects.labels[4] = C
+    objects.boxes[6, 2] = torch.nan
+    matches = torch.full((B, P), -1)
+    matches[:, :6] = torch.tensor([0, 1, 2, 3, -3, 2**40])
+    inputs = [x.to(device) for x in (deltas, logits, PRIORS, *objects)]
+    operator = torch.ops.ssd_fast.multibox_loss.default
+    options = (0.5, None, False, 0, None, 3.0, 0, 0, 1.0, (0.1,) * 4, 0.0, 0, 0)
+    for number in (torch.int64, torch.int32):
+        given = matches.clamp(max=2**31 - 1).to(device, number)
+        code = operator([inputs[0]], [inputs[1]], *inputs[2:], given, None, *options)[3].cpu()
+        assert code[0, :6].tolist() == [0, -2, 2, -2, -2, -2]
+        assert code[1, :6].tolist() == [0, -2, 2, -2, -2, -2]
+        assert code[2, :6].tolist() == [-2, 1, 2, -2, -2, -2]
+        assert ((code[:, 6:] == -1) | (code[:, 6:] == -3)).all()
+    none = random_objects(B, seeded(1), counts=(0, 0))
+    losses = multibox_loss(*inputs[:3], *(x.to(device) for x in none), matches=given)
+    assert losses[2].tolist() == [0, 0, 0]
+
+
+def test_regions_to_ignore_by_hand(device) -> None:
+    """A prior of whose area the share lies in one region is no background; a positive stays one."""
+    priors = torch.tensor(
+        [[0, 0, 4, 4], [2, 0, 6, 4], [3, 0, 7, 4], [0, 0, 8, 8], [8, 8, 9, 9], [0, 1, 2, 3.0]]
+    )
+    # Two halves that are one region only together, an object inside, a broken region.
+    boxes = torch.tensor(
+        [[0, 0, 4, 4], [4, 0, 8, 4], [0, 1, 2, 3], [9, 9, 8, 8], [8, 8, 9, float("inf")]]
+    )
+    labels = torch.tensor([-1, -1, 2, -1, -1])
+    targets = [x.to(device) for x in (priors, boxes, labels, torch.tensor([0, 5]))]
+    heads = [torch.zeros(1, 6, k, device=device) for k in (4, 3)]
+    operator = torch.ops.ssd_fast.multibox_loss.default
+    codes = {}
+    for threshold in (None, 0.0, 0.5, 0.51, 1.0):
+        options = (0.5, None, False, 2, threshold, 0.0, 0, 0, 1.0, (0.1,) * 4, 0.0, 0, 0)
+        result = operator([heads[0]], [heads[1]], *targets, None, None, *options)
+        codes[threshold] = result[3].tolist()[0]
+    assert codes == {
+        None: [-1, -1, -1, -1, -1, 2],
+        0.0: [-2, -2, -2, -2, -2, 2],
+        0.5: [-2, -2, -2, -1, -1, 2],
+        0.51: [-2, -1, -2, -1, -1, 2],
+        1.0: [-2, -1, -1, -1, -1, 2],
+    }
+
+
+def test_regions_decide_as_the_reference(device, full_count) -> None:
+    """Bit for bit on grids, where shares are exact and equal the threshold."""
+    for seed in range(full_count(40, 2000)):
+        generator = seeded(seed)
+        corners = torch.randint(0, 6, (40, 2, 2), generator=generator).float() / 8
+        priors = torch.cat((corners[:, 0], corners[:, 0] + corners[:, 1]), dim=1)[: 17 + seed % 20]
+        objects = random_objects(2, generator, counts=(0, 5), classes=4)
+        objects = objects._replace(boxes=(objects.boxes * 8).round() / 8)
+        objects.labels[torch.rand(len(objects.labels), generator=generator) < 0.6] = -1
+        heads = [torch.randn(2, len(priors), k, generator=generator) for k in (4, 4)]
+        options = {"ignore_threshold": (0.0, 0.25, 0.5, 0.75, 1.0)[seed % 5], "min_negatives": 99}
+        expected = multibox_loss_reference(*heads, priors, *objects, **options)
+        inputs = [x.to(device) for x in (*heads, priors, *objects)]
+        actual = multibox_loss(*inputs, **options)
+        assert torch.equal(actual[2].cpu(), expected[2]), seed
+        assert_close(actual[1].cpu(), expected[1], what=str(seed))  # every background is in it
+
+
+def test_negative_background_counts_from_the_last_class(device) -> None:
+    """Rows and maps alike; -C is the first."""
+    deltas, logits = (x.to(device) for x in _heads())
+    objects = _objects()
+    targets = [x.to(device) for x in (PRIORS, *objects._replace(labels=objects.labels - 1))]
+    expected = multibox_loss(deltas, logits, *targets, background_index=C - 1)
+    for heads in ((deltas, logits), (as_maps(deltas, CELLS), as_maps(logits, CELLS))):
+        actual = multibox_loss(*heads, *targets, background_index=-1)
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+    first = multibox_loss(deltas, logits, *targets, background_index=-C)
+    plain = multibox_loss(deltas, logits, *targets)
+    assert all(torch.equal(a, b) for a, b in zip(first, plain, strict=True))
+
+
+def test_mining_sees_no_weights() -> None:
+    """The same rows train, whatever they weigh."""
+    (deltas, logits), objects = _heads(), _objects()
+    plain = _run(multibox_loss, deltas, logits, PRIORS, *objects)[4].ne(0).any(2)
+    weighted = _run(multibox_loss, deltas, logits, PRIORS, *objects, class_weights=WEIGHTS + 0.1)[4]
+    assert torch.equal(weighted.ne(0).any(2), plain)
+
+
+@pytest.mark.parametrize("options", [{}, {"box_loss": "diou", "label_smoothing": 0.1}], ids=str)
+def test_channels_first_heads_are_read_in_place(options) -> None:
+    """Transposed views: equal results, gradients laid out like the heads, no memory but theirs."""
+    heads, objects = _heads(), _objects()
+    plain = _run(multibox_loss, *heads, PRIORS, *objects, **options)
+    leaves = [x.transpose(1, 2).contiguous().requires_grad_() for x in heads]
+
+    def step() -> tuple[Tensor, ...]:
+        losses = multibox_loss(*(x.transpose(1, 2) for x in leaves), PRIORS, *objects, **options)
+        return *losses, *torch.autograd.grad(2 * losses[0] + 3 * losses[1], leaves)
+
+    result = step()
+    for gradient, leaf, expected in zip(result[3:], leaves, plain[3:], strict=True):
+        assert gradient.stride() == leaf.stride()
+        assert torch.equal(gradient.transpose(1, 2), expected)
+    assert all(torch.equal(a, b) for a, b in zip(result[:3], plain[:3], strict=True))
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        step()
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profiler.events())
+    # The two gradients and the codes; a copy of the logits alone would be as much again.
+    needed = sum(x.numel() * 4 for x in leaves) + 4 * B * P
+    assert needed <= allocated < needed + 2000
+
+
+def _operator_inputs(device, **changed) -> tuple:
+    """Arguments of the operator with every new option in use."""
+    options = {
+        "matches": match(PRIORS, *_objects()[::2]).to(device),
+        "class_weights": WEIGHTS.to(device),
+        "thresholds": (0.5, None, False, 0),
+        "ignore_threshold": 0.4,
+        "mining": (3.0, 2),
+        "box_loss": 3,
+        "coding": (1.0, (0.1, 0.1, 0.2, 0.2)),
+        "label_smoothing": 0.1,
+        "rest": (0, 1),
+    } | changed
+    heads, targets = _heads(), (PRIORS, *_objects(regions=True))
+    values = [v if isinstance(v, tuple) else (v,) for v in options.values()]
+    lists = [[x.to(device)] for x in heads]
+    return *lists, *(x.to(device) for x in targets), *itertools.chain(*values)
+
+
+@pytest.mark.parametrize("changed", [{}, {"matches": None, "box_loss": 1}], ids=str)
+def test_registration(device, changed) -> None:
+    """Schema, fake kernels and the backward against its own reference."""
+    from ssd_fast.ops._multibox import backward_reference
+
+    inputs = _operator_inputs(device, **changed)
+    torch.library.opcheck(torch.ops.ssd_fast.multibox_loss.default, inputs)
+    _, _, positives, code = torch.ops.ssd_fast.multibox_loss.default(*inputs)
+    scales = torch.tensor(2.0, device=device), torch.tensor(3.0, device=device)
+    backward = *scales, *inputs[:6], code, positives, inputs[7], *inputs[-6:]
+    torch.library.opcheck(torch.ops.ssd_fast.multibox_loss_backward.default, backward)
+    actual = torch.ops.ssd_fast.multibox_loss_backward.default(*backward)
+    expected = backward_reference(*backward)
+    for a, e in zip(actual[0] + actual[1], expected[0] + expected[1], strict=True):
+        assert_close(a, e)
+
+
+def test_compiles_without_a_graph_break() -> None:
+    """Forward and backward with every new option in one graph."""
+    compiled = torch.compile(multibox_loss, fullgraph=True, backend="aot_eager")
+    objects = _objects(regions=True)
+    options = {"class_weights": WEIGHTS, "label_smoothing": 0.1, "box_loss": "ciou"}
+    matches = match(PRIORS, objects.boxes, objects.offsets)
+    for given in ({}, {"matches": matches}, {"background_index": -1}):
+        actual = _run(compiled, *_heads(), PRIORS, *objects, **options, **given)
+        expected = _run(multibox_loss, *_heads(), PRIORS, *objects, **options, **given)
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+def test_functional_gradient_equals_autograd() -> None:
+    """``torch.func.grad`` goes through the operator, beside tensors without a gradient."""
+    objects = _objects()
+    options = {
+        "class_weights": WEIGHTS,
+        "box_loss": "giou",
+        "matches": match(PRIORS, objects.boxes, objects.offsets),
+    }
+
+    def total(deltas: Tensor, logits: Tensor) -> Tensor:
+        box_loss, class_loss, _ = multibox_loss(deltas, logits, PRIORS, *objects, **options)
+        return 2 * box_loss + 3 * class_loss
+
+    functional = torch.func.grad(total, argnums=(0, 1))(*_heads())
+    expected = _run(multibox_loss, *_heads(), PRIORS, *objects, **options)[3:]
+    assert all(torch.equal(a, b) for a, b in zip(functional, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"matches": torch.zeros(B, P)},
+            r"matches: expected \(3, 140\) int32 or int64.*torch.float32",
+        ),
+        ({"matches": torch.zeros(B, 5).int()}, r"matches: expected \(3, 140\) .* got \(3, 5\)"),
+        ({"class_weights": WEIGHTS[1:]}, r"class_weights: expected \(7,\) float32.* got \(6,\)"),
+        ({"class_weights": WEIGHTS.double()}, r"class_weights: expected \(7,\) float32.*float64"),
+        ({"class_weights": WEIGHTS.to("meta")}, "class_weights: expected on cpu like priors"),
+        ({"ignore_threshold": 1.5}, "ignore_threshold: expected .* from 0 to 1, got 1.5"),
+        ({"label_smoothing": -0.1}, "label_smoothing: expected .* from 0 to 1, got -0.1"),
+        ({"box_loss": "iou"}, "box_loss: expected one of 'smooth_l1', .* got 'iou'"),
+        ({"background_index": -8}, "background_index: expected from -7 to 6 for 7 classes"),
+        ({"background_index": -0.5}, "background_index: expected a whole number"),
+    ],
+)
+def test_rejects(options, message) -> None:
+    """One clear error that names the argument, here and in `heads_loss`."""
+    with pytest.raises(ValueError, match=message):
+        multibox_loss(*_heads(), PRIORS, *_objects(), **options)
+    features = torch.zeros(B, 2, 7, 20)
+    weights = torch.zeros(4, 2, 3, 3), torch.zeros(C, 2, 3, 3)
+    heads = [features], [weights[0]], [None], [weights[1]], [None]
+    with pytest.raises(ValueError, match=message):
+        heads_loss(*heads, PRIORS, *_objects(), **options)
