@@ -16,7 +16,7 @@ from ssd_fast.ops.heads_loss import heads_loss
 from ssd_fast.ops.multibox_loss import multibox_loss
 from ssd_fast.targets import Targets
 
-__all__ = ["MultiBoxLoss"]
+__all__ = ["MultiBoxLoss", "with_background"]
 
 
 class MultiBoxLoss(Float32Buffers):
@@ -286,6 +286,23 @@ class MultiBoxLoss(Float32Buffers):
             processes = dist.get_world_size(self.group)
             dist.all_reduce(count, group=self.group)
         return count.clamp(min=1) / processes
+
+
+def with_background(loss: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """Options of `MultiBoxLoss` with the background counted from the first class on.
+
+    Args:
+        loss: the options.
+        num_classes: C, background included.
+
+    Returns:
+        A dictionary of its own.
+    """
+    options = dict(loss)
+    background = options.get("background_index", 0)
+    if isinstance(background, int) and -num_classes <= background < 0:
+        options["background_index"] = background + num_classes
+    return options
 
 
 def _class_weights(class_weights: Tensor | Sequence[float], device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from ssd_fast.models.grid import resolve_priors
 from ssd_fast.models.heads import MultiBoxHeads, concatenate_maps, is_plain, plain_parameters
 from ssd_fast.models.transform import ImageTransform, relative_targets
 from ssd_fast.models.vgg import EXTRAS_300, EXTRAS_512, VGG16, Extra
-from ssd_fast.multibox import MultiBoxLoss
+from ssd_fast.multibox import MultiBoxLoss, with_background
 from ssd_fast.ops.detect import detect
 from ssd_fast.priors import SSD300, SSD512, PriorBoxes
 from ssd_fast.targets import Targets
@@ -102,7 +102,7 @@ class SSD(nn.Module):
         self.transform = ImageTransform(image_size, image_mean, image_std)
         self.backbone = backbone
         self.heads = MultiBoxHeads(channels, boxes_per_cell, num_classes)
-        self.loss = MultiBoxLoss(priors, **_with_background(loss or {}, num_classes))
+        self.loss = MultiBoxLoss(priors, **with_background(loss or {}, num_classes))
         self._architecture: dict[str, Any] | None = None
         # An empty batch: an option of `detect` that is wrong fails here, not after the training.
         none = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
@@ -285,15 +285,6 @@ class SSD(nn.Module):
             nms=self.nms,
             sigma=self.sigma,
         )
-
-
-def _with_background(loss: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
-    """The loss's options with the background counted from the first class on."""
-    options = dict(loss)
-    background = options.get("background_index", 0)
-    if isinstance(background, int) and -num_classes <= background < 0:
-        options["background_index"] = background + num_classes
-    return options
 
 
 def ssd300_vgg16(
