@@ -75,7 +75,7 @@ def _open(folders: Folders) -> tuple[Mapping[str, FolderDataset], list[Problem],
     """Every set of a folder, what its lists name in vain, and what is odd but not broken."""
     if folders.layout == "coco":
         return _open_coco(folders)
-    from ssd_fast.data.problems import Problem
+    from ssd_fast.data.problems import EmptyDatasetError, Problem
     from ssd_fast.data.voc import VOCDataset
     from ssd_fast.data.voc_folder import find_voc_folders
 
@@ -94,7 +94,10 @@ def _open(folders: Folders) -> tuple[Mapping[str, FolderDataset], list[Problem],
         spare = {path.stem for path in year.images.values()} - year.annotated
         if spare:
             notes.append(f"{len(spare)} images of {year.root} have no annotation and are not used")
-    return {"all": VOCDataset(folders.roots, "all")}, problems, notes
+    try:
+        return {"all": VOCDataset(folders.roots, "all")}, problems, notes
+    except EmptyDatasetError as error:
+        return {}, [*problems, *error.problems], notes
 
 
 _VOC_SETS = ("train", "val", "trainval", "test")
@@ -103,15 +106,18 @@ _VOC_SETS = ("train", "val", "trainval", "test")
 def _open_coco(folders: Folders) -> tuple[Mapping[str, FolderDataset], list[Problem], list[str]]:
     from ssd_fast.data.coco import COCODataset
     from ssd_fast.data.coco_layout import find_sets
-    from ssd_fast.data.problems import Problem
+    from ssd_fast.data.problems import EmptyDatasetError, Problem
 
     root = folders.roots[0]
     datasets: dict[str, COCODataset] = {}
-    problems = []
+    problems: list[Problem] = []
     for name, place in find_sets(root).items():
         try:
-            datasets[name or "all"] = COCODataset(root, name or "all")
-        except ValueError as error:  # one set may lack its images, as where only val was fetched
+            # Every image is decoded later, so none is opened twice.
+            datasets[name or "all"] = COCODataset(root, name or "all", verify=False)
+        except EmptyDatasetError as error:
+            problems += error.problems
+        except ValueError as error:
             reason = str(error).removeprefix(f"{place.annotations}: ")
             problems.append(Problem(place.annotations, None, reason))
     notes = [*_shared({name: set(dataset.paths) for name, dataset in datasets.items()})]

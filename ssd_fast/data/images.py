@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-__all__ = ["check_image", "read_image"]
+__all__ = ["check_image", "other_size", "read_image"]
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap width and height
 _JPEG_END = b"\xff\xd9"
+_PNG_END = b"IEND\xaeB`\x82"
+_PNG_ORIENTATIONS = (b"eXIf", b"exif", b"APP1", b"xmp")  # the chunk, old text chunks, and XMP
 _LARGEST_16_BIT = 65535
 
 
@@ -72,8 +74,8 @@ def read_image(
 def check_image(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """Finds an image's size, and out whether it would decode, without decoding it where possible.
 
-    A JPEG with its end marker is taken as whole. Any other file is decoded, which finds those that
-    are truncated.
+    A JPEG or PNG with its end marker is taken as whole. Any other file is decoded, which finds
+    those that are truncated.
 
     Args:
         path: an image file.
@@ -88,6 +90,8 @@ def check_image(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     pillow = _pillow()
     try:
         with pillow.open(path) as image:
+            if image.format == "PNG" and _is_plain_png(path):
+                return image.size, image.size
             stored, turned = _sizes(image)
             if image.format != "JPEG" or not _is_whole_jpeg(path):
                 image.load()
@@ -107,9 +111,22 @@ def _is_upright(image: Image, size: tuple[int, int]) -> bool:
     """Whether boxes in an image of that size are drawn on the turned image."""
     stored, turned = _sizes(image)
     if size not in (stored, turned):
-        real, stated = (f"{width} x {height}" for width, height in (turned, size))
-        raise _RefusedError(f"the image is {real} pixels, its annotation says {stated}")
+        raise _RefusedError(other_size(turned, size))
     return size == turned
+
+
+def other_size(turned: tuple[int, int], stated: tuple[int, int]) -> str:
+    """What is wrong with an image of another size than its annotation says.
+
+    Args:
+        turned: (width, height) of the image.
+        stated: (width, height) of the annotation.
+
+    Returns:
+        The reason of the `BrokenSample`.
+    """
+    real, said = (f"{width} x {height}" for width, height in (turned, stated))
+    return f"the image is {real} pixels, its annotation says {said}"
 
 
 def _is_whole_jpeg(path: str | Path) -> bool:
@@ -117,6 +134,15 @@ def _is_whole_jpeg(path: str | Path) -> bool:
     with open(path, "rb") as file:
         file.seek(-min(file.seek(0, os.SEEK_END), 16), os.SEEK_END)
         return _JPEG_END in file.read()
+
+
+def _is_plain_png(path: str | Path) -> bool:
+    """Whether the end marker ends the file, and nothing in it can be an orientation.
+
+    Pillow decodes a PNG to find its EXIF, which may stand behind the pixels.
+    """
+    content = Path(path).read_bytes()
+    return content.endswith(_PNG_END) and not any(mark in content for mark in _PNG_ORIENTATIONS)
 
 
 def _to_rgb(image: Image) -> Image:

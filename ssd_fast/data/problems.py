@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["BrokenSample", "Problem", "summary"]
+__all__ = ["BrokenSample", "EmptyDatasetError", "Problem", "summary"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,22 @@ class BrokenSample(ValueError):
     def __reduce__(self) -> tuple[type[BrokenSample], tuple[Path, str]]:
         """How it comes back whole from another process: pickle would call it with one argument."""
         return type(self), (self.path, self.reason)
+
+
+class EmptyDatasetError(ValueError):
+    """No image of a dataset can be used.
+
+    Args:
+        where: the folder or file, and what was looked for.
+        problems: why.
+
+    Attributes:
+        problems: tuple of `Problem`, each image that was left out.
+    """
+
+    def __init__(self, where: str, problems: Sequence[Problem]) -> None:
+        super().__init__(f"{where}{summary(problems) if problems else 'None is listed.'}")
+        self.problems = tuple(problems)
 
 
 def summary(problems: Sequence[Problem], limit: int = 5) -> str:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from ssd_fast.data.classes import check_class_names
 from ssd_fast.data.images import check_image, read_image
-from ssd_fast.data.problems import BrokenSample, Problem, summary
+from ssd_fast.data.problems import BrokenSample, EmptyDatasetError, Problem, summary
 from ssd_fast.data.voc_annotation import Annotation
 from ssd_fast.data.voc_folder import VOCFolder, find_voc_folders
 
@@ -168,10 +168,8 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         if self.problems and invalid == "raise":
             raise ValueError(f"{where}: {summary(self.problems)}")
         if not self._images:
-            raise ValueError(
-                f"{where}: no image of the set {self.image_set!r} can be used. "
-                + (summary(self.problems) if self.problems else "The set lists none.")
-            )
+            none = f"{where}: no image of the set {self.image_set!r} can be used. "
+            raise EmptyDatasetError(none, self.problems)
         if not self.class_names:
             raise ValueError(f"{where}: no annotation names a class; pass class_names")
 

@@ -98,6 +98,16 @@ def test_a_broken_folder(ssd_fast: Callable, mixed: Path) -> None:
     assert f"1 images of {mixed} have no annotation and are not used" in result.out
 
 
+def test_a_folder_without_one_good_image(ssd_fast: Callable, mixed: Path) -> None:
+    for path in (mixed / "JPEGImages").iterdir():
+        path.write_bytes(b"")
+    result = ssd_fast("check", "--data", mixed)
+    assert result.status == 1
+    assert "Broken: 4 files, 0 objects" in result.out
+    for name in ("ink.jpg", "deep.png", "turned.jpg", "empty.jpg"):
+        assert f"{name}: the image does not decode" in result.out
+
+
 def test_a_coco_folder(ssd_fast: Callable, tmp_path: Path) -> None:
     entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}
     for name, size, category in (("train", (60, 40), "fox"), ("valid", (50, 40), "hare")):

@@ -188,11 +188,15 @@ def test_images_in_subfolders_and_without_a_stated_size(coco: COCOFolder) -> Non
     assert coco.open()[2][1]["boxes"].tolist() == [[10, 10, 30, 20]]
 
 
-def test_a_file_that_breaks_or_has_another_size_is_named_on_access(coco: COCOFolder) -> None:
+def test_a_file_that_is_torn_or_of_another_size_is_named(coco: COCOFolder) -> None:
     coco.images[0] = image(7, "a.jpg", (40, 30))
     torn = coco.root / "train2017" / "b.jpg"
     torn.write_bytes(torn.read_bytes()[:500])
-    dataset = coco.open()
+    with pytest.raises(ValueError, match="no image can be used") as refused:
+        coco.open()
+    for fault in ("a.jpg: the image is 60 x 40 pixels", "b.jpg: the image does not decode"):
+        assert fault in str(refused.value)
+    dataset = coco.open(verify=False)
     with pytest.raises(BrokenSample, match=r"a.jpg: the image is 60 x 40 pixels, its annotation"):
         dataset[0]
     with pytest.raises(BrokenSample, match="the image does not decode") as caught:
@@ -285,7 +289,7 @@ def test_one_file_is_split(coco: COCOFolder) -> None:
         ("[]", "found no list of images"),
         ('{"images": {}}', "found no list of images"),
         ('{"images": [], "annotations": 3}', "annotations: expected a list, got int"),
-        ('{"images": []}', "no image can be used. It lists none"),
+        ('{"images": []}', "no image can be used. None is listed"),
         ('{"images": [], "categories": [3]}', "category number 1: expected an object of JSON"),
         ('{"images": [], "categories": [{"id": "a"}]}', "id: expected an integer, got 'a'"),
         ('{"images": [], "categories": [{"id": 1, "name": " "}]}', "name: expected a name"),

@@ -151,11 +151,12 @@ def test_broken_bytes_are_an_image_or_one_clear_error(
     assert all(m.startswith(f"{path}: the image does not decode: ") for m in messages)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_a_truncated_photograph_is_found_without_decoding_the_others(
-    tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, share: float, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "image.jpg"
+    path = tmp_path / f"image.{suffix}"
     Image.linear_gradient("L").save(path)
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "load", None)

@@ -180,7 +180,7 @@ def test_a_folder_without_one_good_image_is_an_error(good: VOCFolder) -> None:
     with pytest.raises(ValueError, match=r"no image of the set 'train' can be used\. .*a\.jpg"):
         VOCDataset(good.root)
     good.listed("train")
-    with pytest.raises(ValueError, match=r"no image of the set 'train'.* The set lists none"):
+    with pytest.raises(ValueError, match=r"no image of the set 'train'.* None is listed"):
         VOCDataset(good.root)
 
 
