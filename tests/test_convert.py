@@ -134,6 +134,51 @@ def test_torchvision_gives_its_outputs_both_ways(torchvision, image):
     assert all(back[name].equal(value) for name, value in theirs.state_dict().items())
 
 
+def as_lufficc(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Amdegroot's tensors as lufficc's ssd/modeling names them."""
+    prefixes = {
+        "vgg": "backbone.vgg",
+        "extras": "backbone.extras",
+        "L2Norm": "backbone.l2_norm",
+        "loc": "box_head.predictor.reg_headers",
+        "conf": "box_head.predictor.cls_headers",
+    }
+    names = {name: name.partition(".") for name in weights}
+    return {f"{prefixes[a]}.{b}": weights[name] for name, (a, _, b) in names.items()}
+
+
+def as_sgrvinod(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Amdegroot's tensors as the modules of sgrvinod's model.py name them."""
+    stages = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}
+    layers = {"vgg.31": "base.conv6", "vgg.33": "base.conv7"}
+    for stage, numbers in stages.items():
+        layers |= {f"vgg.{n}": f"base.conv{stage}_{i}" for i, n in enumerate(numbers, 1)}
+    for k in range(8):
+        layers[f"extras.{k}"] = f"aux_convs.conv{8 + k // 2}_{1 + k % 2}"
+    for k, level in enumerate(("4_3", "7", "8_2", "9_2", "10_2", "11_2")):
+        layers[f"loc.{k}"] = f"pred_convs.loc_conv{level}"
+        layers[f"conf.{k}"] = f"pred_convs.cl_conv{level}"
+    named = {"rescale_factors": weights["L2Norm.weight"].reshape(1, 512, 1, 1)}
+    for theirs, layer in layers.items():
+        named |= {f"{layer}.{part}": weights[f"{theirs}.{part}"] for part in ("weight", "bias")}
+    return named
+
+
+@pytest.mark.parametrize("rename", [as_lufficc, as_sgrvinod])
+def test_lufficc_and_sgrvinod_give_their_outputs(amdegroot, image, rename):
+    """Their networks are amdegroot's by other names, on images normalised in other ways."""
+    weights = rename(amdegroot.state_dict())
+    assert len(weights) == 71
+    model = convert.load_ssd300(weights)
+    if rename is as_lufficc:
+        mean, std = torch.tensor([123.0, 117.0, 104.0]) / 255, torch.full((3,), 1 / 255)
+    else:
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    with torch.no_grad():
+        expected = amdegroot(((image - mean[:, None, None]) / std[:, None, None])[None])
+        assert_same_outputs(model.head_outputs([image]), expected)
+
+
 def test_sgrvinod_names_and_shapes():
     """Their layers by the names of their modules, the scale as (1, 512, 1, 1)."""
     weights = random_weights("sgrvinod")

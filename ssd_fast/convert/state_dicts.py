@@ -15,10 +15,16 @@ _CLASSIFIER = "heads.classification.0.bias"
 # Layouts that this package knows and cannot take: a key that gives them away, and the reason.
 _NO_WAY = {
     "feature_extractor.feature_provider.0.weight": (
-        "NVIDIA's SSD300, a ResNet; SSD300 here is a VGG16"
+        "NVIDIA's SSD300, a ResNet, and SSD300 here is a VGG16. ssd_fast.convert."
+        "import_nvidia_state_dict(weights) is for an SSD around NVIDIA's own backbone"
     ),
-    "base_net.0.weight": "qfgaohao's SSD, which has batch norm where SSD300 has L2 normalisation",
-    "backbone.conv1.0.norm.weight": "an SSD of this package with norm=True, which no other has",
+    "base_net.0.weight": (
+        "qfgaohao's SSD, which has batch norm where SSD300 has L2 normalisation; they cannot be"
+        " converted"
+    ),
+    "backbone.conv1.0.norm.weight": (
+        "an SSD of this package with norm=True, which no other has; they cannot be converted"
+    ),
 }
 
 
@@ -37,7 +43,7 @@ def layout_of(weights: Mapping[str, Tensor]) -> str:
     """
     for key, what in _NO_WAY.items():
         if key in weights:
-            raise ValueError(f"weights: these are of {what}; they cannot be converted")
+            raise ValueError(f"weights: these are of {what}")
     known = {name: len(weights.keys() & set(lay.names.values())) for name, lay in LAYOUTS.items()}
     best = max(known, key=lambda name: known[name])
     if known[best] < 10:
