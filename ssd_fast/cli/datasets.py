@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Folders",
     "check_class_names",
+    "describe",
     "find_folders",
     "open_dataset",
     "pick_image_set",
@@ -76,8 +77,35 @@ def find_folders(data: str | Sequence[str]) -> Folders | None:
     return Folders(layout, roots)
 
 
+def describe(data: str | Sequence[str]) -> str:
+    """What an argument means, in a line.
+
+    Args:
+        data: as for `find_folders`.
+
+    Returns:
+        The layout and the folders.
+
+    Raises:
+        ValueError: as `find_folders`.
+    """
+    from ssd_fast.data.voc_folder import find_voc_folders
+
+    folders = find_folders(data)
+    if folders is None:
+        return "generated scenes"
+    roots = folders.roots
+    if folders.layout == "voc":
+        roots = tuple(year.root for year in find_voc_folders(roots))
+    return f"{folders.layout.upper()} layout in {', '.join(map(str, roots))}"
+
+
 def open_dataset(
-    data: str | Sequence[str], image_set: str, class_names: Sequence[str] | None = None
+    data: str | Sequence[str],
+    image_set: str,
+    class_names: Sequence[str] | None = None,
+    *,
+    difficult: Literal["use", "ignore", "drop"] = "use",
 ) -> tuple[DetectionDataset, tuple[Problem, ...]]:
     """Opens a dataset.
 
@@ -85,6 +113,8 @@ def open_dataset(
         data: as for `find_folders`.
         image_set: of a folder; of the scenes, "train" or any other name for the held-out ones.
         class_names: the classes a model knows; None takes those of the data.
+        difficult: what becomes of objects that VOC marks so: objects like others, regions that
+            training ignores, or nothing. Evaluation needs "use". COCO's crowds are ignored anyway.
 
     Returns:
         The dataset, and what was left out of it.
@@ -102,7 +132,13 @@ def open_dataset(
     if folders.layout == "coco":
         coco = COCODataset(folders.roots[0], image_set, class_names=class_names)
         return coco, coco.problems
-    voc = VOCDataset(folders.roots, image_set, class_names=class_names)
+    voc = VOCDataset(
+        folders.roots,
+        image_set,
+        class_names=class_names,
+        keep_difficult=difficult != "drop",
+        ignore_difficult=difficult == "ignore",
+    )
     return voc, voc.problems
 
 

@@ -43,6 +43,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "torchvision-coco": {
             **_PAPER,
             "priors": "torchvision",
+            "augment": "torchvision",
             "epochs": 120.0,
             "learning_rate": 2e-3,
             "warmup": 1000,

@@ -66,8 +66,11 @@ class Train:
     """Limit of the gradient's norm; inf for none."""
     average: float = 0.99
     """Decay of the moving average of the weights, which is evaluated and saved; 0 for none."""
-    augment: Literal["ssd", "flip", "none"] = "ssd"
-    """ssd is the paper's: zoom-out, crop, mirror and colour."""
+    augment: Literal["ssd", "torchvision", "flip", "none"] = "ssd"
+    """ssd is the paper's: zoom-out, crop, mirror and colour, by Caffe's numbers; torchvision is the
+    same by torchvision's."""
+    difficult: Literal["use", "ignore", "drop"] = "use"
+    """Objects that VOC marks difficult: use them as others, ignore their regions, or drop them."""
     seed: int = 0
     """Of the weights, the order and the augmentation."""
     workers: int = 0

@@ -34,13 +34,16 @@ class TrainingRun:
 
     def __init__(self, options: Train, saved: dict[str, Any] | None, world: World) -> None:
         from ssd_fast.cli.console import Console
-        from ssd_fast.cli.datasets import open_dataset, pick_image_set, tell_problems
+        from ssd_fast.cli.datasets import describe, open_dataset, pick_image_set, tell_problems
 
         self.options = options
         self.folder = options.output
         self.world = world
         self.console = Console(quiet=not world.is_main)
-        self.dataset, problems = open_dataset(options.data, options.train_set)
+        self.console.say(f"Data: {describe(options.data)}")
+        self.dataset, problems = open_dataset(
+            options.data, options.train_set, difficult=options.difficult
+        )
         tell_problems(problems, options.train_set, self.console)
         among = ("val", "test", options.train_set)
         self.validation_set = pick_image_set(options.data, options.validation_set, among=among)

@@ -29,8 +29,9 @@ class TrainingOptions:
         average: decay of the moving average of the weights, which is what is evaluated and saved;
             0 takes the weights as they are.
         freeze: stages of the backbone, from the image on, that keep their weights.
-        augment: "ssd" for the paper's zoom-out, crop, mirror and colour, "flip" to mirror half of
-            the images, or "none".
+        augment: "ssd" for the paper's zoom-out, crop, mirror and colour by Caffe's numbers,
+            "torchvision" for the same by torchvision's, "flip" to mirror half of the images, or
+            "none".
         compile: "no"; "default" for `torch.compile` of the model and its loss; "cuda-graphs" for
             that with CUDA graphs.
         seed: of the order, the augmentation and the model's own random numbers.
@@ -51,7 +52,7 @@ class TrainingOptions:
     clip_norm: float = 10.0
     average: float = 0.99
     freeze: int = 0
-    augment: Literal["ssd", "flip", "none"] = "ssd"
+    augment: Literal["ssd", "torchvision", "flip", "none"] = "ssd"
     compile: Literal["no", "default", "cuda-graphs"] = "no"
     seed: int = 0
     workers: int = 0
@@ -73,7 +74,7 @@ class TrainingOptions:
             "clip_norm": self.clip_norm > 0,
             "average": 0 <= self.average < 1,
             "freeze": self.freeze >= 0,
-            "augment": self.augment in ("ssd", "flip", "none"),
+            "augment": self.augment in ("ssd", "torchvision", "flip", "none"),
             "compile": self.compile in ("no", "default", "cuda-graphs"),
             "workers": self.workers >= 0,
             "max_skipped": self.max_skipped >= 1,

@@ -31,6 +31,7 @@ __all__ = ["Diverged", "StepReport", "Trainer", "TrainingOptions"]
 _KEEP_BYTES = 1 << 30
 _AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "ssd": {},
+    "torchvision": {"recipe": "torchvision"},
     "flip": {"zoom_out": 0.0, "crop": 0.0, "colour": 0.0},
     "none": {"zoom_out": 0.0, "crop": 0.0, "colour": 0.0, "flip": 0.0},
 }

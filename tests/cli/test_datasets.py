@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd_fast.cli.datasets import Folders, find_folders, open_dataset, pick_image_set
+from ssd_fast.cli.datasets import Folders, describe, find_folders, open_dataset, pick_image_set
 from ssd_fast.data import COCODataset, ShapesDataset, VOCDataset
 
 from .conftest import write_voc
@@ -45,10 +45,24 @@ def test_one_argument_opens_every_kind(coco: Path, voc: Path) -> None:
         assert len(problems) == 1
 
 
+def test_what_becomes_of_difficult_objects(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "voc", {"train": 1})
+    file = root / "Annotations" / "scene0.xml"
+    file.write_text(file.read_text().replace("<difficult>0", "<difficult>1"))
+    flags = {
+        name: open_dataset(str(root), "train", difficult=name)[0][0][1]["ignore"].tolist()
+        for name in ("use", "ignore", "drop")
+    }
+    assert set(flags["use"]) == {False}
+    assert set(flags["ignore"]) == {True}
+    assert flags["drop"] == []
+
+
 def test_several_folders_are_joined(voc: Path, tmp_path: Path) -> None:
     other = write_voc(tmp_path / "other", {"train": 3})
     for data in (f"{voc},{other}", f"voc:{voc},{other}", [str(voc), str(other)]):
         assert find_folders(data) == Folders("voc", (voc, other))
+        assert describe(data) == f"VOC layout in {voc}, {other}"
         assert len(open_dataset(data, "train")[0]) == 7
     assert pick_image_set(f"{voc},{other}", "", among=("val", "train")) == "val"
     assert pick_image_set(str(other), "", among=("val", "train")) == "train"
