@@ -98,12 +98,12 @@ class Train:
 
         from ssd_fast.cli.training_run import TrainingRun
         from ssd_fast.engine.checkpoint import load_checkpoint
-        from ssd_fast.engine.distributed import process_group, was_restarted
+        from ssd_fast.engine.distributed import process_group
         from ssd_fast.engine.output import locked_folder, output_folder
 
         path = self.output / CHECKPOINT
         with process_group() as world:
-            goes_on = self.resume or (was_restarted() and path.exists())
+            goes_on = self.resume or (world.restarted and path.exists())
             if not goes_on and world.is_main:
                 output_folder(self.output)
             with locked_folder(self.output) if world.is_main else nullcontext():

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -14,7 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["World", "process_group", "was_restarted"]
+__all__ = ["World", "process_group"]
+
+_PATIENCE = 600.0  # seconds that processes wait for each other at the start
 
 Item = TypeVar("Item")
 
@@ -27,11 +32,13 @@ class World:
         device: where this process computes.
         rank: its number, from 0; process 0 alone writes files.
         size: how many there are.
+        restarted: whether torchrun has started them again, after one of the run had died.
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    restarted: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -110,16 +117,46 @@ def process_group() -> Iterator[World]:
     device = torch.device("cuda", dist.get_node_local_rank()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    # Objects and small flags go through gloo on the CPU; torchrun's variables say who and where.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    # torchrun's variables say who and where.
+    store, rank, size = next(dist.rendezvous("env://"))
+    # Objects go through gloo on the CPU.
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=_unused(store, rank, size), rank=rank, world_size=size)
     try:
-        yield World(device, dist.get_rank(), dist.get_world_size())
+        world = World(device, rank, size)
+        yield replace(world, restarted=world.any(_restarts() > 0))
     finally:
         dist.destroy_process_group()
 
 
-def was_restarted() -> bool:
-    """Whether torchrun started this process again, after one of the run's processes had died."""
+def _unused(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of the store where no process of an earlier start has left its address.
+
+    torchrun serves one store for all of a run's starts (github.com/pytorch/pytorch/issues/135712),
+    and its count of restarts may differ between machines. So process 0 names a new part, and the
+    others believe a name once it has answered them under it.
+    """
+    me = uuid.uuid4().hex
+    if rank == 0:
+        store.set("ssd_fast", me)
+        for other in range(1, size):
+            token = store.get(f"{me}/{other}").decode()
+            store.set(f"{me}/{token}", "")
+        return dist.PrefixStore(me, store)
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        name = store.get("ssd_fast").decode()
+        store.set(f"{name}/{rank}", me)
+        try:
+            store.wait([f"{name}/{me}"], timedelta(seconds=1))
+        except RuntimeError:  # nobody answered: a name of an earlier start, or process 0 is busy
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return dist.PrefixStore(name, store)
+
+
+def _restarts() -> int:
+    """How often torchrun has started this process again, after one of the run had died."""
     # torchrun's protocol; torch has no function for it.
-    launched = dist.is_torchelastic_launched()
-    return launched and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

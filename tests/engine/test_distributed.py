@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssd_fast.engine.distributed import World, process_group, was_restarted
+from ssd_fast.engine.distributed import World, process_group
 from ssd_fast.engine.precision import choose_precision
 from ssd_fast.engine.trainer import Trainer, TrainingOptions
 
@@ -83,18 +83,14 @@ def test_batches_are_those_of_one_process(count: int, size: int):
         assert share == [i for batch in batches[rank::size] for i in batch]
 
 
-def test_a_process_alone(monkeypatch: pytest.MonkeyPatch):
+def test_a_process_alone():
     with process_group() as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
         layer = nn.Linear(1, 1)
         assert world.parallel(layer) is layer
         assert world.any(True)
+        assert not world.restarted
         assert world.gather([1, 2]) == [[1, 2]]
-    # Alone even beside the variable: without torchrun it means nothing.
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert not was_restarted()
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
-    assert was_restarted()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Runs that are killed: no torn checkpoint, and an end that is bit for bit the undisturbed one."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssd_fast.cli import main
+from ssd_fast.engine.checkpoint import load_checkpoint
+from ssd_fast.engine.output import locked_folder
+
+# SGD, for the size of its state; a checkpoint after every step, so that most kills hit one.
+TINY = ["--width", "0.03", "--batch-size", "2", "--precision", "float32", "--optimizer", "sgd"]
+TINY += ["--warmup", "1", "--save-every", "0"]
+
+
+@pytest.fixture(scope="module")
+def started() -> Callable[..., multiprocessing.Process]:
+    """Starts a command in a process that has everything imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ssd_fast.cli.training_run", "ssd_fast.engine.trainer"])
+
+    def start(*arguments: object) -> multiprocessing.Process:
+        process = context.Process(target=main, args=([str(a) for a in arguments],))
+        process.start()
+        return process
+
+    return start
+
+
+def finish(process: multiprocessing.Process) -> None:
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def test_killed_at_any_moment(
+    started: Callable, voc: Path, tmp_path: Path, full_count: Callable[[int, int], int]
+):
+    kills = full_count(2, 50)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    begun = time.monotonic()
+    command = ["train", "--data", f"voc:{voc}", *TINY, "--steps", full_count(12, 150)]
+    finish(started(*command, "--output", whole))
+    # Kills spread over more than what a start takes, whatever the load of the machine.
+    longest = (time.monotonic() - begun) / full_count(2, 10)
+    chance = random.Random(0)
+    checkpoint = parts / "checkpoint.pt"
+    steps = []
+    for _ in range(kills):
+        going_on = ["train", "--resume"] if checkpoint.exists() else command
+        process = started(*going_on, "--output", parts)
+        if not checkpoint.exists():
+            wait_for(checkpoint.exists, process)
+        process.join(chance.uniform(0, longest))
+        process.kill()
+        process.join()
+        steps.append(load_checkpoint(checkpoint)["trainer"]["step"])  # whole, or this raises
+    assert steps == sorted(steps)
+    print(f"{kills} kills, after steps {steps}")
+    finish(started("train", "--resume", "--output", parts))
+    ends = [load_checkpoint(folder / "checkpoint.pt")["trainer"] for folder in (whole, parts)]
+    assert ends[0]["step"] == ends[1]["step"]
+    for part in ("model", "average"):
+        for name, tensor in ends[0][part].items():
+            assert torch.equal(tensor, ends[1][part][name]), name
+    assert (whole / "log.jsonl").read_text() == (parts / "log.jsonl").read_text()
+    assert {path.name for path in parts.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def wait_for(condition: Callable[[], bool], process: multiprocessing.Process) -> None:
+    """Waits until something holds, as long as the process lives."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_second_run_in_the_folder_is_refused(ssd_fast: Callable, tmp_path: Path):
+    # From another process: a lock is nothing to the process that holds it.
+    ours, theirs = os.pipe()
+    other = os.fork()
+    if other == 0:
+        with locked_folder(tmp_path):
+            os.write(theirs, b"locked")
+            time.sleep(120)
+        os._exit(1)
+    try:
+        assert os.read(ours, 6) == b"locked"
+        (tmp_path / ".checkpoint.pt.1234.part").touch()
+        result = ssd_fast("train", "--data", "shapes", *TINY, "--output", tmp_path)
+        assert result.status == 2
+        assert f"{tmp_path} is in use by another run (process {other} on " in result.err
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+    # Killed, it left its file and no lock; what it had not finished writing is swept up.
+    assert (tmp_path / ".lock").exists()
+    with locked_folder(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def workers_of(agent: int) -> dict[str, int]:
+    """The processes that torchrun started, by rank."""
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    found = {}
+    for child in map(int, children):
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks = [value[5:].decode() for value in variables if value.startswith(b"RANK=")]
+        found |= dict.fromkeys(ranks, child)
+    return found
+
+
+def test_torchrun_starts_again_from_the_last_checkpoint(voc: Path, tmp_path: Path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, "--max-restarts=1", "-m", "ssd_fast.cli", "train", "--data", f"voc:{voc}"]
+    command += [*TINY, "--no-norm", "--batch-size", "4", "--steps", "12", "--output", str(tmp_path)]
+    checkpoint = tmp_path / "checkpoint.pt"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as agent:
+        try:
+            deadline = time.monotonic() + 120
+            while not (checkpoint.exists() and load_checkpoint(checkpoint)["trainer"]["step"] > 2):
+                assert agent.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            os.kill(workers_of(agent.pid)["1"], signal.SIGKILL)  # in the middle of the run
+            out, err = agent.communicate(timeout=120)
+        except BaseException:
+            agent.terminate()  # it ends its workers; killed, it would leave them behind
+            raise
+    assert agent.returncode == 0, err
+    assert "2 processes share the 4 images of a step" in out
+    assert "Going on after step " in out
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert load_checkpoint(checkpoint)["trainer"]["step"] == 12
+    assert out.count("mAP@0.5 ") == 1  # one process speaks
