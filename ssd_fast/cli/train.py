@@ -12,7 +12,7 @@ __all__ = ["CHECKPOINT", "Train"]
 
 CHECKPOINT = "checkpoint.pt"
 # These may change when a run goes on: where it reads and writes, and when it saves and looks.
-_FREE = ("data", "output", "resume", "workers", "save_every", "validate_every")
+_FREE = ("data", "output", "resume", "workers", "save_every", "validate_every", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Train:
     data: str = ""
     """A folder in VOC or COCO layout, VOC2007,VOC2012 for both, or shapes for generated scenes."""
     output: Path = Path("ssd-fast-train")
-    """Folder for weights.safetensors, checkpoint.pt, log.jsonl, metrics.json and training.png."""
+    """Folder for weights.safetensors, checkpoint.pt, log.jsonl, log.csv, metrics.json,
+    training.png and examples of each validation."""
     resume: bool = False
     """Go on with the run in the output folder, with its options."""
     recipe: Literal["", "paper-voc", "torchvision-coco", "finetune"] = ""
@@ -88,6 +89,8 @@ class Train:
     """Epochs between validations; 0 validates at the end."""
     save_every: float = 60.0
     """Seconds between checkpoints."""
+    tensorboard: bool = False
+    """Also log for TensorBoard, into the folder tensorboard of the output."""
 
     def run(self) -> int:
         """Trains to the end, or to the first Ctrl-C or SIGTERM."""

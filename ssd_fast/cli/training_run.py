@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from ssd_fast.engine.distributed import World
     from ssd_fast.engine.evaluation import Evaluation
     from ssd_fast.engine.log import RunLog
-    from ssd_fast.engine.trainer import Trainer
+    from ssd_fast.engine.trainer import StepReport, Trainer
     from ssd_fast.models.ssd import SSD
 
 __all__ = ["TrainingRun"]
+
+_COLUMNS = ("box_loss", "class_loss", "learning_rate", "map_50")
 
 
 class TrainingRun:
@@ -56,28 +58,29 @@ class TrainingRun:
         config = saved["model"] if saved is not None else None
         self.trainer = _make_trainer(options, self.dataset, world, config)
         self.seconds = 0.0
+        self.broken: set[str] = set()
         if saved is not None:
             self.trainer.load_state_dict(saved["trainer"])
             self.seconds = saved["seconds"]
 
     def run(self) -> int:
         """Trains what is left, evaluates, and writes the results."""
-        from ssd_fast.engine.log import RunLog
+        from ssd_fast.engine.log import RunLog, open_board
 
         self._introduce()
-        path = self.folder / "log.jsonl" if self.world.is_main else None
-        with RunLog(path, step=self.trainer.step) as log:
+        step = self.trainer.step
+        folder = self.folder if self.world.is_main else None
+        wanted = folder is not None and self.options.tensorboard
+        board = open_board(self.folder / "tensorboard", step=step) if wanted else None
+        with RunLog(folder, step=step, columns=_COLUMNS, board=board) as log:
             stopped_by = self._train(log)
-            rows = log.rows
-        if stopped_by is not None:
-            return self._stopped(stopped_by)
-        if self.trainer.skipped:
-            self.console.say(f"{self.trainer.skipped} steps were skipped: no finite loss")
-        if self.trainer.dropped_boxes:
-            self.console.say(f"{self.trainer.dropped_boxes} broken boxes were left out of batches")
-        evaluation = self._evaluate()
-        if evaluation is not None:
-            self._finish(evaluation, rows)
+            self._tell_losses()
+            if stopped_by is not None:
+                return self._stopped(stopped_by)
+            evaluation = self._evaluate()
+            if evaluation is not None:
+                self._draw_examples()
+                self._finish(evaluation, log.rows)
         return 0
 
     def _introduce(self) -> None:
@@ -121,12 +124,7 @@ class TrainingRun:
         ):
             for report in trainer.run():
                 progress.update(report)
-                log.write(
-                    report.step,
-                    box_loss=report.box_loss,
-                    class_loss=report.class_loss,
-                    learning_rate=report.learning_rate,
-                )
+                self._note(report, log)
                 if report.step % look == 0 and report.step < options.steps:
                     self._save(log)  # an evaluation takes a while, and a second Ctrl-C cuts it
                     evaluation = self._evaluate()
@@ -134,6 +132,7 @@ class TrainingRun:
                         score = evaluation.at_50.mean
                         log.write(report.step, map_50=score)
                         self.console.say(f"step {report.step}: mAP@0.5 {score:.3f}")
+                        self._draw_examples()
                 now = time.monotonic()
                 self.seconds = before + now - begun
                 if now - saved_at > self.options.save_every:
@@ -146,6 +145,55 @@ class TrainingRun:
         if trainer.step == options.steps:
             return None
         return interruption.signal or signal.SIGTERM
+
+    def _note(self, report: StepReport, log: RunLog) -> None:
+        """Logs a step, and says what was wrong in it."""
+        log.write(
+            report.step,
+            box_loss=report.box_loss,
+            class_loss=report.class_loss,
+            learning_rate=report.learning_rate,
+        )
+        if report.skipped and report.offender:
+            self.console.say(
+                f"step {report.step}: no finite loss, nothing learned; first because of"
+                f" {report.offender}"
+            )
+        for line in sorted(set(report.broken) - self.broken):
+            self.console.say(f"Left out, because it does not decode: {line}")
+        self.broken.update(report.broken)
+
+    def _tell_losses(self) -> None:
+        """Says what all processes left out."""
+        if self.trainer.skipped:
+            self.console.say(f"{self.trainer.skipped} steps were skipped: no finite loss")
+        totals = self.world.gather([(self.trainer.dropped_boxes, sorted(self.broken))])
+        boxes = sum(count for part in totals for count, _ in part)
+        if boxes:
+            self.console.say(f"{boxes} broken boxes were left out of batches")
+        files = {line for part in totals for _, lines in part for line in lines}
+        if files:
+            others = sorted(files - self.broken)
+            self.console.say(f"{len(files)} broken images were left out: others took their places")
+            for line in others:
+                self.console.say(f"  {line}")
+
+    def _draw_examples(self) -> None:
+        """Pictures of the first validation images with what the model finds now."""
+        from ssd_fast.engine.examples import draw_examples
+        from ssd_fast.engine.output import write_file
+
+        step, precision = self.trainer.step, self.trainer.precision
+        sheet = draw_examples(
+            self.trainer.averaged_model,
+            self.validation,
+            precision=precision,
+            caption=f"step {step}",
+        )
+        if sheet is not None:
+            folder = self.folder / "examples"
+            folder.mkdir(exist_ok=True)
+            write_file(folder / f"step-{step:06d}.png", sheet)
 
     def _steps_between_validations(self) -> int:
         """How many steps `validate_every` epochs are; more than the run has for none."""
@@ -215,6 +263,7 @@ class TrainingRun:
             "steps": self.trainer.step,
             "skipped_steps": self.trainer.skipped,
             "training_seconds": round(self.seconds, 1),
+            "waiting_for_images_seconds": round(self.trainer.seconds_waiting, 1),
             "precision": str(self.trainer.precision),
             "options": self.options.saved(),
         }

@@ -82,6 +82,12 @@ def test_what_a_run_says_and_leaves(ssd_fast: Callable, voc: Path, tmp_path: Pat
     assert metrics["steps"] == 4
     assert metrics["image_set"] == "val"
     assert (output / "training.png").stat().st_size > 1000
+    pictures = sorted((output / "examples").iterdir())
+    assert [path.name for path in pictures] == ["step-000002.png", "step-000004.png"]
+    assert all(path.stat().st_size > 1000 for path in pictures)
+    table = (output / "log.csv").read_text().splitlines()
+    assert table[0] == "step,box_loss,class_loss,learning_rate,map_50"
+    assert len(table) == 1 + len(rows)
 
     # A finished run is not written over, and resuming it changes nothing.
     assert ssd_fast("train", *arguments).status == 2
@@ -149,7 +155,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     assert result.status == 2
     (line,) = result.err.splitlines()
     assert "checkpoint.pt: No space left on device; the file that was there is unchanged" in line
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "log.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "log.jsonl", "log.csv"}
     monkeypatch.undo()
     kept = load_checkpoint(tmp_path / "checkpoint.pt")["trainer"]["step"]
     assert 1 <= kept < 4
