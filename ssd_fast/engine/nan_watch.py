@@ -27,8 +27,10 @@ def first_offender(
         targets: of the batch.
 
     Returns:
-        Its index in the batch, or None if every image alone has a finite loss.
+        Its index in the batch, or None if every image alone has a finite loss, or, of several, none
+        has: then it is the weights.
     """
+    offenders = []
     offsets = targets.offsets.tolist()
     for i in range(images.shape[0]):
         first, last = offsets[i], offsets[i + 1]
@@ -42,5 +44,6 @@ def first_offender(
         # As the batch was laid out; cat keeps channels_last.
         alone = losses(torch.cat([images[i : i + 1]] * 2), twice)
         if not all(bool(loss.isfinite()) for loss in alone.values()):
-            return i
-    return None
+            offenders.append(i)
+    everywhere = len(offenders) == images.shape[0] > 1
+    return None if everywhere or not offenders else offenders[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssd_fast.data import ShapesDataset
+from ssd_fast.data import BrokenSample, ShapesDataset
 from ssd_fast.data.augmentation import Augmentation
 from ssd_fast.engine.batches import Batch, TrainingSamples, batches
 
@@ -145,3 +145,56 @@ def test_regions_to_ignore_are_told_from_objects():
 def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="expected at least one image, got none"):
         drawn(TrainingSamples(numbered(0), augmentation(8, flip=0.0)))
+
+
+class Torn(Images):
+    """Some of the images do not decode."""
+
+    broken = (1, 2)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if index in self.broken:
+            self.reads += 1
+            raise BrokenSample(f"{index}.jpg", "truncated")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_next_image_takes_the_place_of_a_broken_one(workers: int):
+    scenes = Torn(numbered(5).samples)
+    samples = TrainingSamples(scenes, augmentation(8, flip=0.0), keep_bytes=1 << 20)
+    (batch,) = drawn(samples, batch_size=5, stop=1, workers=workers)
+    assert sorted(batch.images[:, 0, 0, 0].tolist()) == [0, 3, 3, 3, 4]
+    assert sorted(batch.indices) == [0, 3, 3, 3, 4]
+    # From 1 on two files were tried, from 2 on one.
+    assert sorted(batch.broken) == ["1.jpg: truncated", "2.jpg: truncated", "2.jpg: truncated"]
+
+
+def test_a_broken_image_is_read_once():
+    scenes = Torn(numbered(5).samples)
+    samples = TrainingSamples(scenes, augmentation(8, flip=0.0), keep_bytes=1 << 20)
+    list(drawn(samples, batch_size=5, stop=6))
+    assert scenes.reads == 5
+
+
+def test_a_set_of_broken_images_is_refused():
+    scenes = Torn(numbered(2).samples)
+    scenes.broken = (0, 1)
+    samples = TrainingSamples(scenes, augmentation(8))
+    with pytest.raises(ValueError, match=r"none of its 2 images decodes; [01].jpg: truncated"):
+        next(drawn(samples))
+
+
+def test_regions_to_ignore_keep_their_mark():
+    class Crowded(Images):
+        def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+            image, target = super().__getitem__(index)
+            return image, target | {"ignore": torch.tensor([False, True])}
+
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    scenes = Crowded([(image, [[0, 0, 4, 4], [4, 4, 8, 8]])])
+    sample = TrainingSamples(scenes, augmentation(8, flip=0.0))[0, 0]
+    assert sample.ignore.tolist() == [False, True]
+    # A dataset without regions need not say so.
+    plain = TrainingSamples(Images(scenes.samples), augmentation(8))[0, 0]
+    assert plain.ignore.tolist() == [False, False]

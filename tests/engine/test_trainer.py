@@ -5,16 +5,16 @@ import copy
 import io
 import math
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
 from ssd_fast.data import ShapesDataset
-from ssd_fast.engine.optimizer import cosine_schedule, make_optimizer
+from ssd_fast.engine.batches import batches
 from ssd_fast.engine.precision import Precision, choose_precision
 from ssd_fast.engine.trainer import Diverged, Trainer, TrainingOptions
-from ssd_fast.models.ssd import SSD
+from ssd_fast.models.ssd import SSD, ssd300_vgg16
 
 FLOAT32 = choose_precision(torch.device("cpu"), "float32")
 
@@ -122,6 +122,13 @@ def test_many_in_a_row_end_the_run(trainer: Callable[..., Trainer]):
         ("clip_norm", 0.0),
         ("workers", -1),
         ("augment", "mosaic"),
+        ("optimizer", "adam"),
+        ("momentum", 1.0),
+        ("schedule", "linear"),
+        ("milestones", (0.5, 1.5)),
+        ("gamma", 0.0),
+        ("freeze", -1),
+        ("compile", "yes"),
     ],
 )
 def test_options_out_of_range_are_named(name: str, value: object):
@@ -154,18 +161,119 @@ def test_quiet_heads_predict_background(small_detector: Callable[[], SSD]):
     assert deltas.abs().median() < 0.2
 
 
-def test_the_schedule_rises_and_falls():
-    factors = [cosine_schedule(step, steps=100, warmup=10) for step in range(100)]
-    assert factors[0] == pytest.approx(1 / 11)
-    assert factors[10] == 1.0
-    assert all(a < b for a, b in pairwise(factors[:11]))
-    assert all(a > b > 0 for a, b in pairwise(factors[10:]))
+def test_the_offending_image_is_named(small_detector: Callable[[], SSD]):
+    class Named(ShapesDataset):
+        paths = tuple(f"folder/{i}.jpg" for i in range(6))
+
+    options = TrainingOptions(steps=3, batch_size=4, warmup=1)
+    run = Trainer(small_detector(), Named(6, size=64), options, precision=FLOAT32)
+    forward, marked, shown = run.model.forward, [], []
+
+    def poisoned(images, targets):
+        if len(shown) == 1 and not marked:
+            marked.append(images[2])  # the whole batch, first
+        bad = [any(torch.equal(image, m) for m in marked) for image in images]
+        factor = torch.where(torch.tensor(bad), math.nan, 1.0)
+        return forward(images.float() * factor[:, None, None, None] / 255, targets)
+
+    run.model.forward = poisoned
+    for report in run.run():
+        shown.append(report)
+    assert [report.skipped for report in shown][1]
+    assert [report.offender == "" for report in shown] == [not r.skipped for r in shown]
+    assert shown[1].offender.startswith("folder/")
+    index = int(shown[1].offender.removeprefix("folder/").removesuffix(".jpg"))
+    expected = batches(run._samples, batch_size=4, seed=0, start=1, stop=2)
+    assert next(iter(expected)).indices[2] == index
 
 
-def test_only_weights_decay(small_detector: Callable[[], SSD]):
-    optimizer = make_optimizer(small_detector(), learning_rate=1.0, weight_decay=0.1)
-    decayed, kept = optimizer.param_groups
-    assert decayed["weight_decay"] == 0.1
-    assert {p.ndim for p in decayed["params"]} == {4}
-    assert kept["weight_decay"] == 0.0
-    assert {p.ndim for p in kept["params"]} == {1}
+def test_weights_that_are_nan_are_no_images_fault(trainer: Callable[..., Trainer]):
+    run = trainer(steps=2)
+    next(run.run())
+    with torch.no_grad():
+        next(run.model.parameters()).fill_(math.nan)
+    report = next(run.run())
+    assert report.skipped
+    assert report.offender == ""
+
+
+def test_random_numbers_of_the_model_are_resumed(trainer: Callable[..., Trainer]):
+    def with_dropout() -> Trainer:
+        run = trainer(steps=4)
+        run.model.backbone.coarse.append(nn.Dropout(0.5))
+        return run
+
+    whole, first, second = with_dropout(), with_dropout(), with_dropout()
+    before = torch.get_rng_state()
+    list(whole.run())
+    assert torch.equal(torch.get_rng_state(), before)
+    for report in first.run():
+        if report.step == 2:
+            break
+    torch.rand(7)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    list(second.run())
+    expected = whole.model.state_dict()
+    for name, tensor in second.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_float16_finds_its_scale(small_detector: Callable[[], SSD]):
+    # The command refuses float16 on a CPU, where it is slow; the scaler is the GPU's.
+    options = TrainingOptions(steps=6, batch_size=2, warmup=1, max_skipped=2)
+    half = Precision(torch.float16, "tested")
+    run = Trainer(small_detector(), ShapesDataset(6, size=64), options, precision=half)
+    state = run.state_dict()
+    state["scaler"]["scale"] = 2.0**40
+    state["scaler"]["backoff_factor"] = 2.0**-12
+    run.load_state_dict(state)
+    reports = list(run.run())
+    skipped = [report.skipped for report in reports]
+    assert skipped[0]
+    assert not skipped[-1]
+    assert run.skipped == 0  # no fault of the data, so it does not count
+    assert all(tensor.isfinite().all() for tensor in run.model.state_dict().values())
+    assert run.state_dict()["scaler"]["scale"] < 2.0**40
+
+
+def test_frozen_stages_keep_everything():
+    torch.manual_seed(0)
+    model = ssd300_vgg16(4, width=0.03, norm=True)
+    before = copy.deepcopy(model.state_dict())
+    options = TrainingOptions(steps=1, batch_size=2, warmup=0, freeze=2)
+    list(Trainer(model, ShapesDataset(2), options, precision=FLOAT32).run())
+    frozen = ("backbone.conv1", "backbone.conv2")
+    after = model.state_dict()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert not any(name.startswith(frozen) for name in changed)
+    assert {"backbone.conv3.0.conv.weight", "backbone.conv3.0.norm.running_mean"} <= changed
+
+
+def test_what_cannot_be_frozen_is_refused(trainer: Callable[..., Trainer]):
+    with pytest.raises(ValueError, match="freeze: Maps has no stages to freeze; take 0"):
+        trainer(freeze=1)
+    model = ssd300_vgg16(4, width=0.03)
+    with pytest.raises(ValueError, match="freeze: expected 0 to 5 stages, got 6"):
+        Trainer(model, [], TrainingOptions(steps=1, freeze=6), precision=FLOAT32)
+
+
+def test_compiling_changes_no_result(trainer: Callable[..., Trainer], monkeypatch):
+    # Inductor takes half a minute; what is asked of it is a graph without breaks.
+    compiled = []
+    compile_module = nn.Module.compile
+
+    def traced(self: nn.Module, **options: object) -> None:
+        compiled.append(options)
+        compile_module(self, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    plain, fast = trainer(), trainer(compile="default")
+    assert compiled == [{"mode": None}]
+    for mine, theirs in zip(plain.run(), fast.run(), strict=True):
+        assert mine.box_loss == pytest.approx(theirs.box_loss, rel=1e-5)
+        assert mine.class_loss == pytest.approx(theirs.class_loss, rel=1e-5)
+
+
+def test_cuda_graphs_need_a_gpu(trainer: Callable[..., Trainer]):
+    with pytest.raises(ValueError, match="compile: CUDA graphs need a GPU, not cpu"):
+        trainer(compile="cuda-graphs")

@@ -16,6 +16,7 @@ from ssd_fast.engine.initialisation import quiet_heads
 from ssd_fast.engine.precision import choose_precision
 from ssd_fast.engine.trainer import Trainer, TrainingOptions
 from ssd_fast.models.ssd import SSD, ssd300_vgg16
+from ssd_fast.targets import Targets
 
 CPU = torch.device("cpu")
 FLOAT32 = choose_precision(CPU, "float32")
@@ -76,9 +77,16 @@ def main() -> None:
         trainer = Trainer(model(), ShapesDataset(20), options, precision=FLOAT32, world=world)
         forward = trainer.model.forward
         if world.rank == 1:
-            trainer.model.forward = lambda x, t: forward(
-                x.float() * (math.nan if trainer.step == 1 else 1), t
-            )
+            marked = []
+
+            def poisoned(images: torch.Tensor, targets: Targets) -> dict[str, torch.Tensor]:
+                if trainer.step == 1 and not marked:
+                    marked.append(images[1])
+                bad = torch.tensor([any(torch.equal(x, m) for m in marked) for x in images])
+                factor = torch.where(bad, math.nan, 1 / 255)
+                return forward(images * factor[:, None, None, None], targets)
+
+            trainer.model.forward = poisoned
         reports = list(trainer.run())
         found["skipped"] = [report.skipped for report in reports]
         found["offender"] = [report.offender for report in reports]
