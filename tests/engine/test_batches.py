@@ -183,18 +183,3 @@ def test_a_set_of_broken_images_is_refused():
     samples = TrainingSamples(scenes, augmentation(8))
     with pytest.raises(ValueError, match=r"none of its 2 images decodes; [01].jpg: truncated"):
         next(drawn(samples))
-
-
-def test_regions_to_ignore_keep_their_mark():
-    class Crowded(Images):
-        def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-            image, target = super().__getitem__(index)
-            return image, target | {"ignore": torch.tensor([False, True])}
-
-    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    scenes = Crowded([(image, [[0, 0, 4, 4], [4, 4, 8, 8]])])
-    sample = TrainingSamples(scenes, augmentation(8, flip=0.0))[0, 0]
-    assert sample.ignore.tolist() == [False, True]
-    # A dataset without regions need not say so.
-    plain = TrainingSamples(Images(scenes.samples), augmentation(8))[0, 0]
-    assert plain.ignore.tolist() == [False, False]
