@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["World", "process_group"]
@@ -118,7 +120,7 @@ def process_group() -> Iterator[World]:
     if cuda:
         torch.cuda.set_device(device)
     # torchrun's variables say who and where.
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
     # Objects go through gloo on the CPU.
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=_unused(store, rank, size), rank=rank, world_size=size)
@@ -129,7 +131,7 @@ def process_group() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _unused(store: dist.Store, rank: int, size: int) -> dist.Store:
+def _unused(store: Store, rank: int, size: int) -> Store:
     """A part of the store where no process of an earlier start has left its address.
 
     torchrun serves one store for all of a run's starts (github.com/pytorch/pytorch/issues/135712),
@@ -142,7 +144,7 @@ def _unused(store: dist.Store, rank: int, size: int) -> dist.Store:
         for other in range(1, size):
             token = store.get(f"{me}/{other}").decode()
             store.set(f"{me}/{token}", "")
-        return dist.PrefixStore(me, store)
+        return PrefixStore(me, store)
     deadline = time.monotonic() + _PATIENCE
     while True:
         name = store.get("ssd_fast").decode()
@@ -153,7 +155,7 @@ def _unused(store: dist.Store, rank: int, size: int) -> dist.Store:
             if time.monotonic() > deadline:
                 raise
         else:
-            return dist.PrefixStore(name, store)
+            return PrefixStore(name, store)
 
 
 def _restarts() -> int:
