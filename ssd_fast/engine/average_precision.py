@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 
 from ssd_fast.engine.detection_matching import (
+    JoinedImages,
+    join_images,
     judge,
     match_coco,
     match_voc,
@@ -36,17 +38,19 @@ from ssd_fast.engine.detection_matching import (
 )
 
 __all__ = [
+    "COCO_THRESHOLDS",
     "AveragePrecision",
     "Method",
     "PrecisionRecall",
     "average_precision",
     "average_precisions",
     "mean_average_precision",
+    "score_images",
 ]
 
 Method: TypeAlias = Literal["area", "voc07", "coco"]
 
-_COCO_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+COCO_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,8 @@ def average_precision(
         ValueError: lists of different lengths, a missing key, a shape or label that does not fit, a
             score that is NaN, or an option out of range. The message names the image.
     """
-    thresholds = [iou_threshold]
-    return _evaluate(detections, targets, num_classes, thresholds, method, area_range)[0]
+    images = join_images(detections, targets, num_classes)
+    return score_images(images, [iou_threshold], method, area_range)[0]
 
 
 def average_precisions(
@@ -140,7 +144,8 @@ def average_precisions(
     Raises:
         ValueError: as for `average_precision`.
     """
-    return _evaluate(detections, targets, num_classes, iou_thresholds, method, area_range)
+    images = join_images(detections, targets, num_classes)
+    return score_images(images, iou_thresholds, method, area_range)
 
 
 def mean_average_precision(
@@ -148,7 +153,7 @@ def mean_average_precision(
     targets: Sequence[dict[str, Tensor]],
     *,
     num_classes: int,
-    iou_thresholds: Sequence[float] = _COCO_THRESHOLDS,
+    iou_thresholds: Sequence[float] = COCO_THRESHOLDS,
     method: Method = "coco",
 ) -> float:
     """COCO's mAP: the mean of `average_precision(...).mean` over IoU thresholds.
@@ -166,27 +171,24 @@ def mean_average_precision(
     Raises:
         ValueError: as for `average_precision`.
     """
-    results = _evaluate(detections, targets, num_classes, iou_thresholds, method)
+    results = score_images(join_images(detections, targets, num_classes), iou_thresholds, method)
     return sum(result.mean for result in results) / len(results)
 
 
-def _evaluate(
-    detections: Sequence[dict[str, Tensor]],
-    targets: Sequence[dict[str, Tensor]],
-    num_classes: int,
+def score_images(
+    images: JoinedImages,
     thresholds: Sequence[float],
     method: Method,
     area_range: tuple[float, float] | None = None,
 ) -> tuple[AveragePrecision, ...]:
-    """Average precision at each of some thresholds."""
+    """Average precision of images that are joined already; else as `average_precisions`."""
     if method not in ("area", "voc07", "coco"):
         raise ValueError(f'method: expected "area", "voc07" or "coco", got {method!r}')
     if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
         raise ValueError(f"iou_threshold: expected more than 0 and at most 1, got {thresholds}")
     coco = method == "coco"
-    table = tabulate(
-        detections, targets, num_classes, difficult_is_region=coco, area_range=area_range
-    )
+    num_classes = images.num_classes
+    table = tabulate(images, difficult_is_region=coco, area_range=area_range)
     labels = torch.arange(1, num_classes + 1)
     rows = torch.searchsorted(table.labels, labels).tolist()
     required = table.object_labels[~table.optional]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ssd_fast.data.extra import missing_extra
-from ssd_fast.engine.detection_matching import DetectionTable, tabulate
+from ssd_fast.engine.detection_matching import DetectionTable, JoinedImages, join_images, tabulate
 
-__all__ = ["COCOEvaluation", "evaluate_coco"]
+__all__ = ["COCOEvaluation", "evaluate_coco", "evaluate_joined"]
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,22 @@ def evaluate_coco(
         ModuleNotFoundError: faster-coco-eval is missing; names the `pip install`.
         ValueError: as for `average_precision`.
     """
+    return evaluate_joined(join_images(detections, targets, num_classes))
+
+
+def evaluate_joined(joined: JoinedImages) -> COCOEvaluation:
+    """The same of images that are joined already."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ModuleNotFoundError as error:
         raise missing_extra("COCO's average precision", error) from error
-    table = tabulate(detections, targets, num_classes, difficult_is_region=True)
+    num_classes = joined.num_classes
+    table = tabulate(joined, difficult_is_region=True)
     if table.object_labels.numel() == 0:
         nothing = torch.full((num_classes - 1,), torch.nan, dtype=torch.float64)
         return COCOEvaluation(nothing, *[float("nan")] * 12)
-    images = [{"id": image} for image in range(len(targets))]
+    shown = torch.cat([table.images, table.object_images, table.region_images]).unique()
+    images = [{"id": image} for image in shown.tolist()]
     categories = [{"id": label, "name": str(label)} for label in range(1, num_classes)]
     with _no_garbage_collection():
         truth, found = (

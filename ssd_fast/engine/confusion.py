@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssd_fast.engine.detection_matching import match_coco, share_in_region, tabulate
+from ssd_fast.engine.detection_matching import join_images, match_coco, share_in_region, tabulate
 
 __all__ = ["Confusion", "confusion_matrix"]
 
@@ -65,7 +65,7 @@ def confusion_matrix(
     for rows in detections:
         keep = rows["scores"] >= score_threshold
         kept.append({name: rows[name][keep] for name in ("boxes", "scores", "labels")})
-    table = tabulate(kept, targets, num_classes, difficult_is_region=True)
+    table = tabulate(join_images(kept, targets, num_classes), difficult_is_region=True)
     everyone = table.scores.numel() + 1
     objects = match_coco(table, [iou_threshold], limit=everyone)[0][0]
     taken = torch.zeros(table.object_labels.numel(), dtype=torch.bool)

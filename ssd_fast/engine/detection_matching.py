@@ -29,6 +29,14 @@ Rows: TypeAlias = dict[str, Tensor]
 _Overlap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
+class JoinedImages(NamedTuple):
+    """The rows of all images by column: boxes, labels, images and key of both, and more of each."""
+
+    found: Rows  # scores (D,) too; ascending label, then descending score
+    there: Rows  # areas (N,), difficult (N,) and ignore (N,) too
+    num_classes: int
+
+
 class DetectionTable(NamedTuple):
     """All images at once. Detections and objects of equal key may match."""
 
@@ -49,27 +57,19 @@ class DetectionTable(NamedTuple):
     region_key: Tensor  # (R,) int64
 
 
-def tabulate(
-    detections: Sequence[Rows],
-    targets: Sequence[Rows],
-    num_classes: int,
-    *,
-    difficult_is_region: bool,
-    area_range: tuple[float, float] | None = None,
-) -> DetectionTable:
-    """Checks all images and puts them in one table.
+def join_images(
+    detections: Sequence[Rows], targets: Sequence[Rows], num_classes: int
+) -> JoinedImages:
+    """Checks all images and puts them together, which takes longer than to score them.
 
     Args:
         detections: one dict an image: boxes (D, 4), scores (D,), labels (D,).
         targets: one dict an image: boxes (N, 4), labels (N,), and optionally difficult (N,) bool,
             ignore or iscrowd (N,) bool, area (N,).
         num_classes: classes with background.
-        difficult_is_region: whether difficult objects are regions as crowds are, which COCO's rule
-            knows, or objects that need not be found, which VOC's does.
-        area_range: least and largest area of the objects that have to be found; None for all.
 
     Returns:
-        The table.
+        All rows.
 
     Raises:
         ValueError: something is missing or does not fit; names the image.
@@ -82,10 +82,32 @@ def tabulate(
         raise ValueError(f"num_classes: expected 2 or more, background included, got {num_classes}")
     found = _join("detections", detections, ("boxes", "labels", "scores"), num_classes)
     there = _join("targets", targets, ("boxes", "labels"), num_classes)
-    key = found["images"] * num_classes + found["labels"]
     order = found["scores"].argsort(descending=True, stable=True)
     order = order[found["labels"][order].argsort(stable=True)]
-    object_key = there["images"] * num_classes + there["labels"]
+    found = {name: column[order] for name, column in found.items()}
+    for rows in (found, there):
+        rows["key"] = rows["images"] * num_classes + rows["labels"]
+    return JoinedImages(found, there, num_classes)
+
+
+def tabulate(
+    images: JoinedImages,
+    *,
+    difficult_is_region: bool,
+    area_range: tuple[float, float] | None = None,
+) -> DetectionTable:
+    """Makes the table by a rule.
+
+    Args:
+        images: from `join_images`.
+        difficult_is_region: whether difficult objects are regions as crowds are, which COCO's rule
+            knows, or objects that need not be found, which VOC's does.
+        area_range: least and largest area of the objects that have to be found; None for all.
+
+    Returns:
+        The table.
+    """
+    found, there = images.found, images.there
     difficult, region = there["difficult"], there["ignore"]
     if difficult_is_region:
         difficult, region = torch.zeros_like(difficult), region | difficult
@@ -93,24 +115,24 @@ def tabulate(
         difficult = difficult | (there["areas"] < area_range[0]) | (there["areas"] > area_range[1])
     # Stable, so that within a key objects keep their order, by which both rules break ties; COCO's
     # looks at the optional ones last.
-    by_key = (2 * object_key + (difficult & difficult_is_region)).argsort(stable=True)
+    by_key = (2 * there["key"] + (difficult & difficult_is_region)).argsort(stable=True)
     kept, regions = by_key[~region[by_key]], by_key[region[by_key]]
     return DetectionTable(
-        boxes=found["boxes"][order],
-        scores=found["scores"][order],
-        labels=found["labels"][order],
-        images=found["images"][order],
-        key=key[order],
+        boxes=found["boxes"],
+        scores=found["scores"],
+        labels=found["labels"],
+        images=found["images"],
+        key=found["key"],
         object_boxes=there["boxes"][kept],
         object_labels=there["labels"][kept],
         object_images=there["images"][kept],
         object_areas=there["areas"][kept],
-        object_key=object_key[kept],
+        object_key=there["key"][kept],
         optional=difficult[kept],
         region_boxes=there["boxes"][regions],
         region_labels=there["labels"][regions],
         region_images=there["images"][regions],
-        region_key=object_key[regions],
+        region_key=there["key"][regions],
     )
 
 
@@ -147,18 +169,19 @@ def match_coco(
     able = match_voc(table, [min(thresholds)])[0][0] >= 0
     waiting = (able & counted).nonzero().squeeze(1)
     rank = _rank(table.key[waiting])
-    first, count = _span(table.key, table.object_key)
+    first, count = _span(table.key[waiting], table.object_key)
     least = torch.tensor(thresholds, dtype=torch.float64).unsqueeze(1)
     objects = torch.full((len(thresholds), table.scores.numel()), -1)
     free = torch.ones(len(thresholds), table.optional.numel(), dtype=torch.bool)
     # Keys are independent: round r lets the r-th detection of each of them choose.
     for r in range(int(rank.max()) + 1 if rank.numel() else 0):
-        rows = waiting[rank == r]
-        best = objects[:, rows]
+        turn = (rank == r).nonzero().squeeze(1)
+        rows = waiting[turn]
+        best = torch.full((len(thresholds), rows.numel()), -1)
         overlap = least.expand(-1, rows.numel()).clone()
-        for j in range(int(count[rows].max())):
-            at = (count[rows] > j).nonzero().squeeze(1)
-            candidate = first[rows[at]] + j
+        for j in range(int(count[turn].max())):
+            at = (count[turn] > j).nonzero().squeeze(1)
+            candidate = first[turn[at]] + j
             overlaps = iou(table.boxes[rows[at]], table.object_boxes[candidate])
             current = best[:, at]
             better = free[:, candidate] & (overlaps >= overlap[:, at])
@@ -281,7 +304,12 @@ def _flags(images: Sequence[Rows], counts: list[int], column: str) -> Tensor:
 def _span(key: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """First row of each key among the ascending `other` (D,), and how many follow it (D,)."""
     first = torch.searchsorted(other, key)
-    return first, torch.searchsorted(other, key, right=True) - first
+    if other.numel() == 0:
+        return first, torch.zeros_like(first)
+    length = other.unique_consecutive(return_counts=True)[1]
+    run = length.repeat_interleave(length)
+    at = first.clamp(max=other.numel() - 1)
+    return first, torch.where(other[at] == key, run[at], 0)
 
 
 def _nearest(
@@ -309,8 +337,15 @@ def _nearest(
 def _rank(key: Tensor) -> Tensor:
     """How many rows before each one have the same key, (n,)."""
     ordered, order = key.sort(stable=True)
-    rank = torch.arange(key.numel()) - torch.searchsorted(ordered, ordered)
-    return torch.empty_like(key).scatter_(0, order, rank)
+    return torch.empty_like(key).scatter_(0, order, _rank_in_run(ordered))
+
+
+def _rank_in_run(ordered: Tensor) -> Tensor:
+    """The same of an ascending key."""
+    at = torch.arange(ordered.numel())
+    starts = torch.ones_like(ordered, dtype=torch.bool)
+    starts[1:] = ordered[1:] != ordered[:-1]
+    return at - torch.where(starts, at, 0).cummax(0).values
 
 
 def _inside(a: Tensor, b: Tensor) -> Tensor:

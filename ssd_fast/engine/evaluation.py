@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ssd_fast.engine.average_precision import (
+    COCO_THRESHOLDS,
     AveragePrecision,
     Method,
-    average_precisions,
-    mean_average_precision,
+    score_images,
 )
 from ssd_fast.engine.batches import DetectionDataset
-from ssd_fast.engine.coco_evaluation import COCOEvaluation, evaluate_coco
+from ssd_fast.engine.coco_evaluation import COCOEvaluation, evaluate_joined
+from ssd_fast.engine.detection_matching import join_images
 from ssd_fast.engine.precision import Precision
 from ssd_fast.models.ssd import SSD
 
@@ -137,17 +138,13 @@ def score_detections(
     if metric not in _METHODS:
         raise ValueError(f"metric: expected {', '.join(_METHODS)}, got {metric!r}")
     num_classes = len(class_names) + 1
-    at_50, at_75 = average_precisions(
-        detections,
-        targets,
-        num_classes=num_classes,
-        iou_thresholds=(0.5, 0.75),
-        method=_METHODS[metric],
-    )
+    joined = join_images(detections, targets, num_classes)
+    at_50, at_75 = score_images(joined, (0.5, 0.75), _METHODS[metric])
     if metric == "coco":
-        coco = evaluate_coco(detections, targets, num_classes=num_classes)
+        coco = evaluate_joined(joined)
         return Evaluation(class_names, at_50, at_75, coco.ap, len(targets), metric, coco)
-    mean = mean_average_precision(detections, targets, num_classes=num_classes)
+    strict = score_images(joined, COCO_THRESHOLDS, "coco")
+    mean = sum(result.mean for result in strict) / len(strict)
     return Evaluation(class_names, at_50, at_75, mean, len(targets), metric)
 
 

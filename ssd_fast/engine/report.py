@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd_fast.engine.average_precision import AveragePrecision, Method, average_precision
+from ssd_fast.engine.average_precision import AveragePrecision, Method, score_images
 from ssd_fast.engine.confusion import Confusion, confusion_matrix
+from ssd_fast.engine.detection_matching import join_images
 from ssd_fast.engine.evaluation import Evaluation
 from ssd_fast.engine.score_thresholds import ScoreThresholds, choose_thresholds
 
@@ -187,16 +188,10 @@ def make_report(
         detections, targets, num_classes=num_classes, score_threshold=score, iou_threshold=_IOU
     )
     methods: dict[str, Method] = {"voc": "area", "voc07": "voc07", "coco": "coco"}
+    joined = join_images(detections, targets, num_classes)
     sizes = []
     for name, least, most in _SIZES:
-        result = average_precision(
-            detections,
-            targets,
-            num_classes=num_classes,
-            iou_threshold=_IOU,
-            method=methods[evaluation.metric],
-            area_range=(least, most),
-        )
+        (result,) = score_images(joined, [_IOU], methods[evaluation.metric], (least, most))
         sizes.append(SizeBreakdown(name, least, most, result, _recall(result, score)))
     errors = confusion.missed + confusion.false + confusion.confused
     order = errors.argsort(descending=True, stable=True)[:_WORST]
