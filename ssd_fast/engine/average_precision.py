@@ -181,7 +181,20 @@ def score_images(
     method: Method,
     area_range: tuple[float, float] | None = None,
 ) -> tuple[AveragePrecision, ...]:
-    """Average precision of images that are joined already; else as `average_precisions`."""
+    """Average precision of images that are joined already, at several IoU thresholds.
+
+    Args:
+        images: from `join_images`.
+        thresholds: one or more IoUs, each in (0, 1].
+        method: as for `average_precision`.
+        area_range: as for `average_precision`.
+
+    Returns:
+        The results, in the order of the thresholds.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
     if method not in ("area", "voc07", "coco"):
         raise ValueError(f'method: expected "area", "voc07" or "coco", got {method!r}')
     if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):

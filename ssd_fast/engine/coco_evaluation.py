@@ -87,7 +87,17 @@ def evaluate_coco(
 
 
 def evaluate_joined(joined: JoinedImages) -> COCOEvaluation:
-    """The same of images that are joined already."""
+    """The same of images that are joined already.
+
+    Args:
+        joined: from `join_images`.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ModuleNotFoundError: as for `evaluate_coco`.
+    """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ModuleNotFoundError as error:
