@@ -126,7 +126,7 @@ def describe(
         "detections": [
             {
                 "box": [round(v, 2) for v in box],
-                "score": round(score, 4),
+                "score": round(score, 6),
                 "label": label,
                 "class": class_names[label - 1],
             }

@@ -17,11 +17,11 @@ from ssd_fast.engine.report import Report
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["DARK", "LIGHT", "Theme", "draw_figures"]
+__all__ = ["DARK", "LIGHT", "MATRIX_CLASSES", "Theme", "draw_figures"]
 
 _LEGEND = 8  # most classes that a legend names
 _WIDTH, _HEIGHT, _DPI = 4.8, 3.6, 200  # letters stay legible at the width of a telephone
-_CONFUSION = 20  # most classes that a matrix shows
+MATRIX_CLASSES = 20  # most classes that a confusion matrix shows
 _COUNTED = 8  # most classes whose cells hold numbers
 
 
@@ -56,7 +56,7 @@ def draw_figures(report: Report, theme: Theme = LIGHT) -> dict[str, bytes]:
     Returns:
         PNG files by name: precision_recall, f1, confusion_matrix and sizes.
     """
-    side = min(len(report.evaluation.class_names), _CONFUSION) + 1
+    side = min(len(report.evaluation.class_names), MATRIX_CLASSES) + 1
     matrix = (max(_WIDTH, 1.6 + 0.33 * side), max(_HEIGHT, 1.2 + 0.3 * side))
     usual = (_WIDTH, _HEIGHT)
     return {
@@ -192,13 +192,14 @@ def _most_confused(counts: Tensor) -> list[int]:
     """Background and the labels with most errors, in order."""
     wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
     wrong[0] = -1
-    order = wrong.argsort(descending=True, stable=True)[: min(len(counts) - 1, _CONFUSION)]
+    order = wrong.argsort(descending=True, stable=True)[: min(len(counts) - 1, MATRIX_CLASSES)]
     labels: list[int] = torch.cat([torch.zeros(1).long(), order.sort().values]).tolist()
     return labels
 
 
 def _short(name: str, most: int = 14) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    # Names that differ only in a number at their end stay different.
+    return name if len(name) <= most else f"{name[: most - 6]}…{name[-5:]}"
 
 
 def _legend(axes: Axes, theme: Theme) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 from ssd_fast.engine.report import Report
+from ssd_fast.engine.report_figures import MATRIX_CLASSES
 
 __all__ = ["Exhibit", "render_page"]
 
@@ -98,7 +99,7 @@ def render_page(
         f'<p class="faint">{escape(_about(report))}</p>',
         _cards(report),
         '<div class="two"><section><h2>Precision and recall</h2>'
-        "<p>At IoU 0.5, with the average precision of each class.</p>",
+        "<p>At IoU 0.5, a line a class; the area below it is the class's average precision.</p>",
         figure("precision_recall", "Precision over recall of each class"),
         "</section><section><h2>Which score threshold</h2>"
         f"<p>F1, the harmonic mean of precision and recall, is best at {threshold:.3f} for all"
@@ -109,7 +110,7 @@ def render_page(
         _class_table(report),
         '<div class="two"><section><h2>What is taken for what</h2>'
         f"<p>At IoU 0.5 and scores of {threshold:.3f} and more. First row: detections of nothing;"
-        " first column: objects missed. Colours are shares of a row.</p>",
+        f" first column: objects missed. Colours are shares of a row.{_left_out(report)}</p>",
         f'<div class="wide">{figure("confusion_matrix", "Confusion matrix")}</div>',
         "</section><section><h2>By size of the objects</h2>"
         "<p>Small is up to 32 x 32 pixels, large from 96 x 96. Recall is at the threshold"
@@ -137,6 +138,13 @@ def _about(report: Report) -> str:
     images = f"{evaluation.images} images"
     where = f"{images} of {source['image_set']}" if source.get("image_set") else images
     return f"{where}, {source.get('data', '')}; average precision by {rules} rules"
+
+
+def _left_out(report: Report) -> str:
+    """What the matrix does not show."""
+    if len(report.evaluation.class_names) <= MATRIX_CLASSES:
+        return ""
+    return f" Of the classes, the {MATRIX_CLASSES} with most errors; report.json has all."
 
 
 def _cards(report: Report) -> str:
