@@ -17,6 +17,7 @@ LAUNCHER_TESTS = [
     "test_decode.py",
     "test_detect.py",
     "test_elementary.py",
+    "test_focal_loss.py",
     "test_given_matches.py",
     "test_match.py",
     "test_mine.py",

@@ -26,6 +26,8 @@ import triton
 
 from ssd_fast.kernels.decode import launch_decode, launch_encode
 from ssd_fast.kernels.detect import launch_detect
+from ssd_fast.kernels.focal_loss import launch_focal_loss
+from ssd_fast.kernels.focal_loss_backward import launch_focal_loss_backward
 from ssd_fast.kernels.given_matches import launch_given_matches
 from ssd_fast.kernels.match import launch_match
 from ssd_fast.kernels.mine import launch_mine
@@ -104,6 +106,17 @@ def _step(inputs: tuple[Any, ...], assign: int = 0, options: bool = False, given
     launch_multibox_loss_backward(*losses, *inputs, code, positives, weights, *rest)
 
 
+def _focal_step(
+    inputs: tuple[Any, ...], assign: int = 0, box_loss: int = 0, gamma: float = 2.0
+) -> None:
+    """A training step of the focal loss: match, loss, gradients."""
+    rest = (box_loss, 1.0, (0.1, 0.1, 0.2, 0.2), 0.25, gamma, 0, 0)
+    *losses, positives, code = launch_focal_loss(
+        *inputs, None, 0.5, None, False, assign, 0.5, *rest
+    )
+    launch_focal_loss_backward(*losses, *inputs, code, positives, *rest)
+
+
 def _detect(
     inputs: tuple[Any, ...], clip: Tensor | None = None, nms: str = "hard"
 ) -> tuple[Tensor, ...]:
@@ -134,6 +147,7 @@ def _all_launches(launches: list[Launch]) -> list[tuple[str, Launch]]:
         launch_decode(torch.zeros(2, P, 4, dtype=dtype), torch.zeros(P, 4), (0.1, 0.2), 4.0)
         keep(str(dtype).removeprefix("torch."))
         _step(_inputs(dtype))
+        _focal_step(_inputs(dtype))
         _detect(_inputs(dtype))
         levels = [launch for launch in launches if "levels" in launch.arguments]
         launches[:] = levels if dtype != torch.float32 else launches
@@ -147,7 +161,8 @@ def _all_launches(launches: list[Launch]) -> list[tuple[str, Launch]]:
     launches[:] = [launch for launch in launches if "levels" in launch.arguments]
     keep("contiguous")
     _step(_inputs(), options=True)
-    launches[:] = [launch for launch in launches if "class_weights_ptr" in launch.arguments]
+    _focal_step(_inputs(layout=torch.contiguous_format, C=81), box_loss=3, gamma=1.5)
+    launches[:] = [x for x in launches if {"class_weights_ptr", "POWER"} & set(x.arguments)]
     keep("options")
     return [(label, launch) for (_, label), launch in found.items()]
 
@@ -186,10 +201,12 @@ def test_every_kernel_compiles_without_spills(launches) -> None:
 def test_training_step_launches(launches, assign, expected) -> None:
     """Forward and backward: at most six launches, one more for bipartite claims."""
     inputs = _inputs()
-    with _count_fills() as fills:
-        _step(inputs, assign)
-    assert len(launches) == expected
-    assert fills == []
+    for step in (_step, _focal_step):
+        with _count_fills() as fills:
+            step(inputs, assign)
+        assert len(launches) == expected
+        assert fills == []
+        launches.clear()
 
 
 def test_given_matches_save_a_launch(launches) -> None:
