@@ -128,7 +128,7 @@ def test_broken_boxes_are_left_out_and_counted():
     assert sorted(batch.targets.offsets.diff().tolist()) == [0, 1]
 
 
-def test_regions_to_ignore_are_told_from_objects():
+def test_regions_to_ignore_reach_the_targets():
     class Crowds(Images):
         def __getitem__(self, index: int):
             image, target = super().__getitem__(index)
@@ -136,10 +136,10 @@ def test_regions_to_ignore_are_told_from_objects():
 
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
     scenes = [(image, [[0, 0, 4, 4], [2, 2, 8, 8]])] * 2
-    for kind, ignore in ((Images, [False, False]), (Crowds, [True, False])):
-        samples = TrainingSamples(kind(scenes), augmentation(8))
-        assert samples[0, 3].ignore.tolist() == ignore
-        assert len(next(drawn(samples, batch_size=2)).targets.labels) == 4
+    for kind, labels in ((Images, [1, 1, 1, 1]), (Crowds, [-1, 1, -1, 1])):
+        batch = next(drawn(TrainingSamples(kind(scenes), augmentation(8)), batch_size=2))
+        assert batch.targets.labels.tolist() == labels
+        assert batch.targets.dropped == 0
 
 
 def test_an_empty_set_is_refused():
