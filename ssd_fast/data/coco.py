@@ -17,7 +17,14 @@ from torch.utils.data import Dataset
 
 from ssd_fast.data.classes import check_class_names
 from ssd_fast.data.coco_annotation import CocoAnnotation, CocoImage, CocoObject, read_coco
-from ssd_fast.data.coco_layout import CocoSet, find_sets, image_path, images_folder, pick_set
+from ssd_fast.data.coco_layout import (
+    CocoSet,
+    find_sets,
+    image_path,
+    images_folder,
+    is_file,
+    pick_set,
+)
 from ssd_fast.data.images import check_image, other_size, read_image
 from ssd_fast.data.problems import BrokenSample, EmptyDatasetError, Problem, summary
 from ssd_fast.data.splits import held_out
@@ -210,7 +217,7 @@ class COCODataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             fault = f"the file name {image.file_name!r} leads out of {folder}"
             problems.append(Problem(self.annotations, None, fault))
             return None
-        if not path.is_file():
+        if not is_file(path):
             problems.append(Problem(path, None, "the image is missing"))
             return None
         if image.size is not None and not self._verify:

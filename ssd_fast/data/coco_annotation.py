@@ -183,9 +183,11 @@ def _classes(
     path: Path, entries: Sequence[Mapping[str, Any]], names: Mapping[int, str], used: set[object]
 ) -> dict[str, int]:
     """Id of each class by its name; categories without objects that group others are none."""
-    parents: dict[object, set[int]] = {}
+    parents: dict[str, set[int]] = {}
     for entry in entries:
-        parents.setdefault(entry.get("supercategory"), set()).add(entry["id"])
+        parent = entry.get("supercategory")
+        if isinstance(parent, str):
+            parents.setdefault(parent, set()).add(entry["id"])
     classes: dict[str, int] = {}
     for number, name in sorted(names.items()):
         if number not in used and parents.get(name, set()) - {number}:

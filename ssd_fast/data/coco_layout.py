@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-__all__ = ["CocoSet", "find_sets", "image_path", "images_folder", "pick_set"]
+__all__ = ["CocoSet", "find_sets", "image_path", "images_folder", "is_file", "pick_set"]
 
 _ROBOFLOW = "_annotations.coco"
 _WHOLE = re.compile(rf"({_ROBOFLOW}|_?annotations?|instances(_default)?|result|coco)")
@@ -92,7 +92,7 @@ def images_folder(folders: Sequence[Path], file_names: Sequence[str]) -> Path:
 
     def count(folder: Path) -> int:
         paths = (image_path(folder, name) for name in some)
-        return sum(path is not None and path.is_file() for path in paths)
+        return sum(path is not None and is_file(path) for path in paths)
 
     return max(folders, key=count)
 
@@ -111,6 +111,18 @@ def image_path(folder: Path, file_name: str) -> Path | None:
     if name.is_absolute() or ".." in name.parts or re.match(r"[A-Za-z]:", file_name):
         return None
     return folder / name
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have, as one too long, is none.
+
+    Args:
+        path: any.
+    """
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _folders(root: Path, name: str) -> tuple[Path, ...]:

@@ -28,7 +28,7 @@ class Problem:
     def __str__(self) -> str:
         """One line that names the file, the object and the fault."""
         where = "" if self.object is None else f", object {self.object}"
-        return f"{self.file}{where}: {self.message}"
+        return _printable(f"{self.file}{where}: {self.message}")
 
 
 class BrokenSample(ValueError):
@@ -44,7 +44,7 @@ class BrokenSample(ValueError):
     """
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        super().__init__(_printable(f"{path}: {reason}"))
         self.path = Path(path)
         self.reason = reason
 
@@ -65,7 +65,9 @@ class EmptyDatasetError(ValueError):
     """
 
     def __init__(self, where: str, problems: Sequence[Problem]) -> None:
-        super().__init__(f"{where}{summary(problems) if problems else 'None is listed.'}")
+        super().__init__(
+            f"{_printable(where)}{summary(problems) if problems else 'None is listed.'}"
+        )
         self.problems = tuple(problems)
 
 
@@ -81,3 +83,8 @@ def summary(problems: Sequence[Problem], limit: int = 5) -> str:
     """
     more = f"; and {len(problems) - limit} more" if len(problems) > limit else ""
     return "; ".join(str(problem) for problem in problems[:limit]) + more
+
+
+def _printable(text: str) -> str:
+    """The text with names of files escaped that are no UTF-8, which no terminal takes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

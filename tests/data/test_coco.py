@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 import json
+import math
 import pickle
 import shutil
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssd_fast.data import BrokenSample, COCODataset
 
@@ -328,6 +331,65 @@ def test_a_folder_of_another_layout_is_an_error(tmp_path: Path, coco: COCOFolder
         COCODataset(coco.root, annotations=tmp_path / "none.json")
     with pytest.raises(ValueError, match="the file cannot be read"):
         COCODataset(coco.root, annotations=tmp_path)
+
+
+_PATHS = ["../a.jpg", "a.jpg/b", "n" * 300, "nul\0", "\ud800", ""]
+_ANYTHING = [None, True, -1, 2, 10**400, math.nan, math.inf, [], [1, 2, 3, 4], {}, "dog", *_PATHS]
+_HEALTHY: dict[str, list[Any]] = {
+    "id": [0, 1, 2, 3],
+    "file_name": ["a.jpg"],
+    "width": [60],
+    "height": [40],
+    "image_id": [0, 1, 2, 3],
+    "category_id": [0, 1, 2, 3],
+    "bbox": [[1, 2, 3, 4], [-9.0, 30, 80, 2.5], [1, 1, 0, 2]],
+    "area": [4],
+    "iscrowd": [0, 1],
+    "name": ["dog", "cat", "bird"],
+    "supercategory": ["animal", "cat"],
+}
+
+
+@st.composite
+def _entries(draw: st.DrawFn, *keys: str) -> list[Any]:
+    """Healthy entries, in some of which one thing is anything."""
+    entries: list[Any] = []
+    for _ in range(draw(st.integers(0, 4))):
+        entry = {key: draw(st.sampled_from(_HEALTHY[key])) for key in keys}
+        if draw(st.booleans()):
+            entry[draw(st.sampled_from(keys))] = draw(st.sampled_from(_ANYTHING))
+        entries.append(entry if draw(st.integers(0, 9)) else draw(st.sampled_from(_ANYTHING)))
+    return entries
+
+
+@given(
+    images=_entries("id", "file_name", "width", "height"),
+    annotations=_entries("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+    categories=_entries("id", "name", "supercategory"),
+)
+def test_any_file_is_a_dataset_or_one_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, images: Any, annotations: Any, categories: Any
+) -> None:
+    root = tmp_path_factory.getbasetemp() / "any"
+    if not root.exists():
+        root.mkdir()
+        Image.new("RGB", (60, 40)).save(root / "a.jpg")
+    file = root / "_annotations.coco.json"
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    file.write_text(json.dumps(content))
+    refusals = []
+    dataset = None
+    try:
+        dataset = COCODataset(root, "all")
+    except ValueError as error:
+        refusals.append(str(error))
+    assert all(refusal.startswith(str(root)) for refusal in refusals)
+    for i in range(len(dataset or ())):
+        boxes = dataset[i][1]["boxes"]
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert ((boxes >= 0) & (boxes <= torch.tensor([60, 40, 60, 40]))).all()
+    for problem in dataset.problems if dataset else ():
+        assert str(problem).encode()  # it can be printed
 
 
 def test_it_travels_to_worker_processes(coco: COCOFolder) -> None:
