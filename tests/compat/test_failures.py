@@ -290,3 +290,39 @@ def test_wrong_shapes_are_named(toy):
         )
     with pytest.raises(ValueError, match=r"labels_in: expected \(1,\), one for each box"):
         compat.nvidia.Encoder(toy.dboxes).encode(toy.box, NO_LABELS)
+
+
+# The table ----------------------------------------------------------------------------------------
+
+ROWS = {
+    "an image without objects": (
+        test_amdegroot_without_objects,
+        test_sgrvinod_without_objects,
+        test_nvidia_encode_without_objects,
+    ),
+    "no positive in the batch": (
+        test_dense_losses_without_positives,
+        test_nvidia_loss_without_positives,
+        test_box_targets_without_positives,
+    ),
+    "a box without area, or not finite": (
+        test_a_box_without_area,
+        test_a_box_without_area_in_dense_targets,
+    ),
+    "a label out of range": (test_a_label_out_of_range, test_a_dense_label_out_of_range),
+    "label 0 for an object": (test_an_object_labelled_as_background,),
+    "an object that overlaps no prior": (test_an_object_that_overlaps_no_prior_takes_none,),
+    "logits 104 below the largest of the batch": (test_logits_far_below_the_largest_of_the_batch,),
+    "two objects that claim one prior": (test_two_objects_that_claim_one_prior,),
+    "decode_batch": (test_decode_batch_leaves_its_input,),
+}
+
+
+def test_every_row_of_the_documented_table_has_its_tests():
+    """The first column of the table in `ssd_fast.compat`, word for word and in its order."""
+    lines = compat.__doc__.splitlines()
+    rule = next(i for i, line in enumerate(lines) if line.lstrip().startswith("-----"))
+    width = lines[rule].index("-  -")
+    column = " ".join(line[:width] for line in lines[rule + 1 :]).split()
+    assert column == " ".join(ROWS).split()
+    assert all(callable(test) for tests in ROWS.values() for test in tests)
