@@ -26,7 +26,7 @@ _THRESHOLD = 0.5  # without a report that has chosen one
 class Predict:
     """Finds objects in images; writes a picture of each, and detections.json."""
 
-    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
     """Files, folders, patterns such as 'frames/*.jpg', or - for a list of them on standard input.
     The images of a folder come in natural order: frame 2 before frame 10."""
     weights: Path

@@ -25,6 +25,7 @@ __all__ = ["Report", "SizeBreakdown", "make_report", "read_threshold", "weights_
 _FORMAT = 1
 _IOU = 0.5
 _WORST = 8
+_SAMPLE = 10  # of F1's thresholds the file holds each tenth
 # COCO's sizes, as areas in pixels.
 _SIZES = (
     ("small", 0.0, 32.0**2),
@@ -145,9 +146,9 @@ class Report:
                 for name, curve in zip(names, self.evaluation.at_50.curves, strict=True)
             },
             "f1": {
-                "score_thresholds": chosen.grid.tolist(),
+                "score_thresholds": chosen.grid[::_SAMPLE].tolist(),
                 **{
-                    name: [_number(v) for v in row]
+                    name: [_number(v) for v in row[::_SAMPLE]]
                     for name, row in zip(names, chosen.f1, strict=True)
                 },
             },
