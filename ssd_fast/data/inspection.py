@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -107,22 +108,20 @@ def inspect(
         raise ValueError(f"workers: expected 1 or more, got {workers}")
     problems = [problem for dataset in datasets.values() for problem in dataset.problems]
     tally = _Tally()
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    try:
         for name, dataset in datasets.items():
-            tally.images[name] = tally.objects[name] = 0
-            for class_name in dataset.class_names:
-                tally.objects_of[class_name] += 0
-
-            def read(index: int, dataset: FolderDataset = dataset) -> _Shape | BrokenSample:
-                return _read(dataset, index)
-
-            for index, result in enumerate(pool.map(read, range(len(dataset)))):
+            tally.begin(name, dataset.class_names)
+            results = pool.map(partial(_read, dataset), range(len(dataset)))
+            for index, result in enumerate(results):
                 if isinstance(result, BrokenSample):
                     problems.append(Problem(result.path, None, result.reason))
                 else:
                     tally.count(name, dataset.class_names, result, dataset.target(index))
                 if on_image is not None:
                     on_image()
+    finally:  # Ctrl-C waits for no image but those that are being decoded
+        pool.shutdown(cancel_futures=True)
     return tally.inspection(tuple(problems))
 
 
@@ -141,6 +140,12 @@ class _Tally:
         self._sizes: Counter[tuple[int, int]] = Counter()
         self._sides = [torch.zeros(0, 2)]
         self._empty = 0
+
+    def begin(self, name: str, class_names: tuple[str, ...]) -> None:
+        """Makes room for a dataset."""
+        self.images[name] = self.objects[name] = 0
+        for class_name in class_names:
+            self.objects_of[class_name] += 0
 
     def count(
         self, name: str, class_names: tuple[str, ...], size: _Shape, target: dict[str, Tensor]
