@@ -5,11 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssd_fast.engine.detection_matching import join_images, match_coco, share_in_region, tabulate
+from ssd_fast.engine.detection_matching import (
+    DetectionTable,
+    join_images,
+    match_coco,
+    share_in_region,
+    tabulate,
+)
 
 __all__ = ["Confusion", "confusion_matrix"]
 
@@ -66,39 +73,52 @@ def confusion_matrix(
         keep = rows["scores"] >= score_threshold
         kept.append({name: rows[name][keep] for name in ("boxes", "scores", "labels")})
     table = tabulate(join_images(kept, targets, num_classes), difficult_is_region=True)
-    everyone = table.scores.numel() + 1
-    objects = match_coco(table, [iou_threshold], limit=everyone)[0][0]
-    taken = torch.zeros(table.object_labels.numel(), dtype=torch.bool)
-    taken[objects[objects >= 0]] = True
-    rest = ((objects < 0) & (share_in_region(table) < iou_threshold)).nonzero().squeeze(1)
-    rest = rest[table.scores[rest].argsort(descending=True, stable=True)]
-    free = (~taken).nonzero().squeeze(1)
-    left = table._replace(
-        boxes=table.boxes[rest],
-        scores=table.scores[rest],
-        key=table.images[rest],
-        object_boxes=table.object_boxes[free],
-        object_key=table.object_images[free],
-        optional=table.optional[free],
-    )
-    other = match_coco(left, [iou_threshold], limit=everyone)[0][0]
-    mistaken, as_what = free[other[other >= 0]], rest[other >= 0]
-    missed = torch.ones_like(taken)
-    missed[objects[objects >= 0]] = False
-    missed[mistaken] = False
-    false = rest[other < 0]
+    choice = _choose(table, iou_threshold)
+    missed = torch.ones_like(table.optional)
+    missed[choice.right] = False
+    missed[choice.mistaken] = False
     counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    labels = table.object_labels
     for truth, predicted in (
-        (table.object_labels[taken], table.object_labels[taken]),
-        (table.object_labels[mistaken], table.labels[as_what]),
-        (table.object_labels[missed], torch.zeros_like(table.object_labels[missed])),
-        (torch.zeros_like(false), table.labels[false]),
+        (labels[choice.right], labels[choice.right]),
+        (labels[choice.mistaken], table.labels[choice.mistaking]),
+        (labels[missed], torch.zeros_like(labels[missed])),
+        (torch.zeros_like(choice.false), table.labels[choice.false]),
     ):
         counts.index_put_((truth, predicted), torch.ones_like(truth), accumulate=True)
     images = len(targets)
     return Confusion(
         counts,
         table.object_images[missed].bincount(minlength=images),
-        table.images[false].bincount(minlength=images),
-        table.images[as_what].bincount(minlength=images),
+        table.images[choice.false].bincount(minlength=images),
+        table.images[choice.mistaking].bincount(minlength=images),
     )
+
+
+class _Choice(NamedTuple):
+    right: Tensor  # objects that a detection of their class has found
+    mistaken: Tensor  # objects that one of another class has
+    mistaking: Tensor  # those detections, in the same order
+    false: Tensor  # detections that have found nothing and are not excused
+
+
+def _choose(table: DetectionTable, iou_threshold: float) -> _Choice:
+    """Lets detections choose among the objects of their class, then those left among all left."""
+    everyone = table.scores.numel() + 1
+    objects = match_coco(table, [iou_threshold], limit=everyone)[0][0]
+    right = objects[objects >= 0]
+    free = torch.ones_like(table.optional)
+    free[right] = False
+    rest = ((objects < 0) & (share_in_region(table) < iou_threshold)).nonzero().squeeze(1)
+    rest = rest[table.scores[rest].argsort(descending=True, stable=True)]
+    left = free.nonzero().squeeze(1)
+    others = table._replace(
+        boxes=table.boxes[rest],
+        scores=table.scores[rest],
+        key=table.images[rest],
+        object_boxes=table.object_boxes[left],
+        object_key=table.object_images[left],
+        optional=table.optional[left],
+    )
+    other = match_coco(others, [iou_threshold], limit=everyone)[0][0]
+    return _Choice(right, left[other[other >= 0]], rest[other >= 0], rest[other < 0])
