@@ -151,22 +151,23 @@ def _shift_hue(columns: Tensor, shift: float) -> Tensor:
     """Turns the hue by `shift` of the circle, value and saturation of HSV as they were.
 
     The channels from hue without the six cases: value - chroma * clamp(min(k, 4 - k), 0, 1) with
-    k = (n + 6 hue) mod 6, n = 5, 3, 1 for red, green, blue.
+    k = (n + 6 hue) mod 6, n = 5, 3, 1 for red, green, blue. As 6 hue is between -1 and 5 and the
+    shift less than one sixth, min(k, 4 - k) is 2 - ||n + 6 hue - 5| - 3| wherever it is above 0.
+    In place, because new memory costs more here than arithmetic.
     """
     red, green, blue = columns
     value, low = columns.amax(0), columns.amin(0)
     chroma = value - low
-    scale = 1 / chroma.clamp(min=1)  # grey has no hue, and any will do
-    sixths = torch.where(
-        value == red,
-        (green - blue) * scale,
-        torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4),
-    )
-    k = sixths + torch.tensor([[5.0], [3.0], [1.0]]).add_(6 * shift)
-    k.sub_((k / 6).floor_(), alpha=6)
-    fall = torch.minimum(k, 4 - k).clamp_(0, 1)
+    scale = low.copy_(chroma).clamp_(min=1).reciprocal_()  # grey has no hue, and any will do
+    sixths = (red - green).mul_(scale).add_(4)
+    other = (blue - red).mul_(scale).add_(2)
+    torch.where(value == green, other, sixths, out=sixths)
+    torch.sub(green, blue, out=other).mul_(scale)
+    torch.where(value == red, other, sixths, out=sixths)
+    fall = torch.add(sixths, torch.tensor([[0.0], [-2.0], [-4.0]]).add_(6 * shift), out=columns)
+    fall.abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1)
     # Whole numbers as torchvision makes them of [0, 1]: 255.999 times, rounded down.
-    return (value - chroma * fall).mul_(255.999 / 255).floor_()
+    return fall.mul_(chroma).neg_().add_(value).mul_(255.999 / 255).floor_()
 
 
 def _to_bytes(colours: Tensor) -> Tensor:
