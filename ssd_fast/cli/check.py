@@ -91,6 +91,10 @@ def _open(folders: Folders) -> tuple[Mapping[str, FolderDataset], list[Problem],
         notes.append(f"Sets of {year.root}: {sets or 'none, so every fifth image is held out'}")
         held_out = {name: names.get(name, []) for name in ("train", "val", "test")}
         notes += _shared({name: set(listed) for name, listed in held_out.items()})
+        stems = Counter(path.stem for path in set(year.images.values()))
+        twins = sorted(stem for stem, count in stems.items() if count > 1)
+        if twins:
+            notes.append(f"Several images of {year.root} have one name: {', '.join(twins)}")
         spare = {path.stem for path in year.images.values()} - year.annotated
         if spare:
             notes.append(f"{len(spare)} images of {year.root} have no annotation and are not used")

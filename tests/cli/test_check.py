@@ -77,6 +77,7 @@ def test_a_broken_folder(ssd_fast: Callable, mixed: Path) -> None:
     annotate(mixed, "deep", (5, 5, 5, 9), (9, 9, 5, 20), (70, 5, 90, 9), (1, 1, 30, 20))
     (mixed / "ImageSets/Main/val.txt").write_text("empty\ndeep\nlost\n../outside\n")
     Image.new("RGB", (60, 40)).save(images / "spare.jpg")
+    Image.new("RGB", (60, 40)).save(images / "empty.png")
     result = ssd_fast("check", "--data", f"voc:{mixed}", "--workers", 2)
     assert result.status == 1
     _, _, broken = result.out.partition("Broken: 5 files, 3 objects\n")
@@ -94,6 +95,7 @@ def test_a_broken_folder(ssd_fast: Callable, mixed: Path) -> None:
     assert len(lines) == len(faults)
     for line, fault in zip(lines, faults, strict=True):
         assert f"/{fault}" in line
+    assert f"Several images of {mixed} have one name: empty\n" in result.out
     assert "1 images are in train and in val: results would not be honest" in result.out
     assert f"1 images of {mixed} have no annotation and are not used" in result.out
 
