@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the dispatcher does on a GPU, as far as it can be told without one."""
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -28,15 +29,24 @@ def test_operators_have_gpu_kernels(name) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ssd_fast::{name}", "CUDA")
 
 
-def test_launchers_exist() -> None:
-    """The names in the registrations lead to launchers."""
+def _launchers() -> list[str]:
+    """The names in the registrations, "module.launch_operator"."""
+    text = "".join(path.read_text() for path in Path(_library.__file__).parent.glob("*.py"))
+    return re.findall(r'cuda="(\w+\.\w+)"', text)
+
+
+def test_launchers_take_the_arguments_of_their_operators() -> None:
+    """In the order of the schema; what a launcher takes besides has a default."""
     pytest.importorskip("triton", reason="needs Triton")
-    ops = Path(_library.__file__).parent
-    text = "".join(path.read_text() for path in ops.glob("*.py"))
-    launchers = re.findall(r'cuda="(\w+\.\w+)"', text)
-    assert len(launchers) >= len(OPERATORS)
-    for launcher in launchers:
-        assert callable(_library._load_launcher("any", launcher))
+    assert len(_launchers()) >= len(OPERATORS)
+    for launcher in _launchers():
+        name = launcher.partition(".launch_")[2]
+        schema = getattr(torch.ops.ssd_fast, name).default._schema
+        parameters = inspect.signature(_library._load_launcher("any", launcher)).parameters.values()
+        taken = [parameter.name for parameter in parameters]
+        expected = [argument.name for argument in schema.arguments]
+        assert taken[: len(expected)] == expected
+        assert all(x.default is not x.empty for x in list(parameters)[len(expected) :])
 
 
 def test_no_triton_is_one_clear_error(monkeypatch) -> None:
