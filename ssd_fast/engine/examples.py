@@ -52,7 +52,9 @@ def draw_examples(
         pictures.append(draw_image(square, shown, names, truth=boxes, scale=_SIDE / side))
     legend = names if len(names) <= _LEGEND else ()
     caption = f"{caption}, scores of {_SCORE} and more"
-    return png_bytes(draw_grid(pictures, legend, columns=_COLUMNS, caption=caption))
+    return png_bytes(
+        draw_grid(pictures, legend, columns=min(_COLUMNS, len(pictures)), caption=caption)
+    )
 
 
 def _first(dataset: DetectionDataset) -> list[tuple[Tensor, Tensor]]:

@@ -4,12 +4,17 @@
 import errno
 import os
 import pickle
+import random
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from ssd_fast.engine.checkpoint import load_checkpoint, save_checkpoint
+from ssd_fast.engine.output import locked_folder
 
 
 def test_round_trip(tmp_path: Path):
@@ -76,3 +81,30 @@ def test_other_formats_are_refused(tmp_path: Path):
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match="is no checkpoint"):
         load_checkpoint(path)
+
+
+def test_killed_while_it_writes(tmp_path: Path, full_count: Callable[[int, int], int]):
+    chance = random.Random(0)
+    path = tmp_path / "checkpoint.pt"
+    last, torn = 0, 0
+    for _ in range(full_count(20, 500)):
+        child = os.fork()
+        if child == 0:
+            step = last
+            while True:  # no tensors: their threads do not survive a fork
+                step += 1
+                save_checkpoint(path, {"step": step, "text": str(step % 10) * 1_000_000})
+        time.sleep(chance.uniform(0.01, 0.1))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        torn += len(list(tmp_path.glob(".*.part")))
+        with locked_folder(tmp_path):
+            assert not list(tmp_path.glob(".*.part"))
+        if path.exists():
+            state = load_checkpoint(path)
+            assert state["text"] == str(state["step"] % 10) * 1_000_000
+            assert state["step"] >= last
+            last = state["step"]
+    assert last > 0
+    assert torn > 0  # or no kill came where it matters
+    print(f"{torn} kills in the middle of a file, {last} files written")
