@@ -87,7 +87,7 @@ def test_killed_while_it_writes(tmp_path: Path, full_count: Callable[[int, int],
     chance = random.Random(0)
     path = tmp_path / "checkpoint.pt"
     last, torn = 0, 0
-    for _ in range(full_count(20, 500)):
+    for _ in range(full_count(12, 500)):
         child = os.fork()
         if child == 0:
             step = last

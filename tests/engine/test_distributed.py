@@ -20,12 +20,12 @@ CPU = torch.device("cpu")
 def torchrun(*arguments: object) -> list[str]:
     """A command line of two processes on this machine."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return [*launch, *map(str, arguments)]
+    return [*launch, "--max-restarts=1", *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What each of two processes found."""
+    """What each of two processes found, after one of them had died at its first start."""
     folder = tmp_path_factory.mktemp("two")
     script = Path(__file__).with_name("two_processes.py")
     with subprocess.Popen(torchrun(script, folder), text=True, stderr=subprocess.PIPE) as process:
@@ -36,6 +36,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
             raise
     assert process.returncode == 0, error
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_processes_that_are_started_again_find_each_other(two: list[dict]):
+    assert [found["restarted"] for found in two] == [True, True]
 
 
 @pytest.mark.parametrize("batch_size", [8, 5])
