@@ -12,6 +12,7 @@ from ssd_fast.dense_targets import DenseTargets
 from ssd_fast.float32_buffers import Float32Buffers
 from ssd_fast.ops._arguments import as_levels, check_boxes, check_levels, stand_in_maps
 from ssd_fast.ops._loss_arguments import resolve_background
+from ssd_fast.ops.focal_loss import focal_loss
 from ssd_fast.ops.heads_loss import heads_loss
 from ssd_fast.ops.multibox_loss import multibox_loss
 from ssd_fast.targets import Targets
@@ -46,6 +47,10 @@ class MultiBoxLoss(Float32Buffers):
         label_smoothing: of the classes, from 0 to 1, as in `torch.nn.functional.cross_entropy`.
         background_index: class of the background; -1 is the last.
         classification: "softmax": cross-entropy of the positives and the mined negatives.
+            "focal": the sigmoid focal loss of all rows, `ssd_fast.ops.focal_loss`, instead; mining,
+            class weights and label smoothing do not go with it.
+        alpha: of the focal loss.
+        gamma: of the focal loss.
         channels_first: deltas and logits are (B, 4, P) and (B, C, P), as a convolution over all
             anchors leaves them; they are read in place. Maps of levels have one layout only.
         normalizer: what the sums are divided by: "positives" (those of the batch, at least 1),
@@ -85,7 +90,9 @@ class MultiBoxLoss(Float32Buffers):
         label_smoothing: float = 0.0,
         background_index: int = 0,
         normalizer: Literal["positives", "image", "none", "world"] = "positives",
-        classification: Literal["softmax"] = "softmax",
+        classification: Literal["softmax", "focal"] = "softmax",
+        alpha: float = 0.25,
+        gamma: float = 2.0,
         channels_first: bool = False,
         group: "dist.ProcessGroup | None" = None,
     ) -> None:
@@ -95,8 +102,10 @@ class MultiBoxLoss(Float32Buffers):
             raise ValueError(
                 f"normalizer: expected 'positives', 'image', 'none' or 'world', got {normalizer!r}"
             )
-        if classification != "softmax":
-            raise ValueError(f"classification: expected 'softmax', got {classification!r}")
+        if classification not in ("softmax", "focal"):
+            raise ValueError(
+                f"classification: expected 'softmax' or 'focal', got {classification!r}"
+            )
         self.register_buffer("priors", priors.detach().clone(), persistent=False)
         weights = None if class_weights is None else _class_weights(class_weights, priors.device)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -116,6 +125,7 @@ class MultiBoxLoss(Float32Buffers):
             "normalizer": normalizer,
         }
         self.classification = classification
+        self.focal_options: dict[str, Any] = {"alpha": alpha, "gamma": gamma}
         self.channels_first = channels_first
         self.group = group
         self._check_options()
@@ -147,7 +157,8 @@ class MultiBoxLoss(Float32Buffers):
         maps = self._channels_last(deltas), self._channels_last(logits)
         if not isinstance(targets, Targets | DenseTargets):
             targets = self._pack(*maps, targets)
-        return self._losses(multibox_loss, maps, maps, targets, matches)
+        operator = multibox_loss if self.classification == "softmax" else focal_loss
+        return self._losses(operator, maps, maps, targets, matches)
 
     def through_heads(
         self,
@@ -176,6 +187,8 @@ class MultiBoxLoss(Float32Buffers):
         Raises:
             ValueError: tensors that do not fit together.
         """
+        if self.classification != "softmax":
+            raise ValueError("classification: the focal loss reaches every cell; use forward")
         heads = features, delta_weights, delta_biases, logit_weights, logit_biases
         deltas, logits = (
             stand_in_maps(list(features), list(w)) for w in (delta_weights, logit_weights)
@@ -189,6 +202,10 @@ class MultiBoxLoss(Float32Buffers):
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
         options["class_weights"] = None if weights is None else weights.tolist()
         options["classification"] = self.classification
+        if self.classification == "focal":
+            for name in _SOFTMAX_ONLY:
+                del options[name]
+            options |= self.focal_options
         return options
 
     def extra_repr(self) -> str:
@@ -204,7 +221,10 @@ class MultiBoxLoss(Float32Buffers):
         targets: Targets | DenseTargets,
         matches: Tensor | None,
     ) -> dict[str, Tensor]:
-        options = self.options
+        options = self.options | {"class_weights": self.class_weights}
+        if self.classification == "focal":
+            options = {k: v for k, v in options.items() if k not in _SOFTMAX_ONLY}
+            options |= self.focal_options
         world = options["normalizer"] == "world"
         if isinstance(targets, DenseTargets):
             if matches is not None:
@@ -219,7 +239,6 @@ class MultiBoxLoss(Float32Buffers):
             targets.labels,
             targets.offsets,
             matches=matches,
-            class_weights=self.class_weights,
             **(options | {"normalizer": "none"} if world else options),
         )
         if world:
@@ -229,6 +248,8 @@ class MultiBoxLoss(Float32Buffers):
 
     def _check_options(self) -> None:
         """Takes the loss of an empty batch: a wrong option fails here, not at the first step."""
+        if self.classification == "focal":
+            self._check_focal_options()
         background, weights = self.options["background_index"], self.class_weights
         if weights is not None:
             classes = weights.size(0)
@@ -246,6 +267,18 @@ class MultiBoxLoss(Float32Buffers):
             class_weights=None if weights is None else weights.cpu(),
             **(self.options | {"normalizer": "none"}),
         )
+
+    def _check_focal_options(self) -> None:
+        """Refuses what only softmax knows, and options that the focal loss does not take."""
+        given = self.options | {"class_weights": self.class_weights}
+        for name, default in _SOFTMAX_ONLY.items():
+            value = given[name]
+            if isinstance(value, Tensor) or value != default:
+                raise ValueError(f"{name}: the focal loss takes none, leave it out, got {value}")
+        boxes = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
+        empty = boxes.new_zeros(0, 0, 4), boxes.new_zeros(0, 0, 1), boxes, boxes
+        labels = torch.zeros(0, dtype=torch.int64, device="cpu")
+        focal_loss(*empty, labels, labels.new_zeros(1), **self.focal_options)
 
     def _channels_last(self, rows: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """The levels with their channels where the operator has them: views, no copies."""
@@ -286,6 +319,15 @@ class MultiBoxLoss(Float32Buffers):
             processes = dist.get_world_size(self.group)
             dist.all_reduce(count, group=self.group)
         return count.clamp(min=1) / processes
+
+
+_SOFTMAX_ONLY: dict[str, Any] = {
+    "ratio": 3.0,
+    "min_negatives": 0,
+    "label_smoothing": 0.0,
+    "class_weights": None,
+}
+"""Options that the focal loss has no use for, with their defaults."""
 
 
 def with_background(loss: Mapping[str, Any], num_classes: int) -> dict[str, Any]:

@@ -4,55 +4,15 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "loss_tensors.h"
 #include "tensors.h"
 
 namespace ssd_fast {
 namespace {
-
-// The ragged targets of a batch, contiguous, with their memory kept alive.
-struct HeldObjects {
-  Tensor boxes, labels, offsets;
-
-  HeldObjects(const Tensor& boxes_in, const Tensor& labels_in, const Tensor& offsets_in,
-              int64_t batch)
-      : boxes(contiguous_boxes(boxes_in, "boxes")),
-        labels(contiguous_ints(labels_in, boxes_in.size(0), "labels")),
-        offsets(contiguous_ints(offsets_in, batch + 1, "offsets")) {}
-
-  Objects view() const {
-    return {float_data(boxes), int64_data(labels), int64_data(offsets), boxes.size(0)};
-  }
-};
-
-// (B, P) int32 or int64, contiguous, with their memory kept alive; or none.
-struct HeldMatches {
-  std::optional<Tensor> matches;
-
-  HeldMatches(const std::optional<Tensor>& given, int64_t batch, int64_t priors) {
-    if (!given) return;
-    STD_TORCH_CHECK(
-        given->dim() == 2 && given->size(0) == batch && given->size(1) == priors &&
-            given->is_cpu() &&
-            (given->scalar_type() == ScalarType::Int || given->scalar_type() == ScalarType::Long),
-        "matches: expected (B, P) int32 or int64 on the CPU");
-    matches = as_contiguous(*given);
-  }
-
-  GivenMatches view() const {
-    if (!matches) return {nullptr, nullptr};
-    if (matches->scalar_type() == ScalarType::Long) return {nullptr, int64_data(*matches)};
-    return {static_cast<const int32_t*>(matches->data_ptr()), nullptr};
-  }
-};
 
 // The options that forward and backward share, with the weights' memory kept alive.
 struct HeldOptions {
@@ -82,17 +42,6 @@ struct HeldOptions {
     for (int64_t c = 0; c < classes; ++c) view.classes.weight_sum += view.classes.weights[c];
   }
 };
-
-std::optional<float> as_float(std::optional<double> value) {
-  if (!value) return std::nullopt;
-  return static_cast<float>(*value);
-}
-
-int64_t total(const int64_t* counts, int64_t n) {
-  int64_t sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += counts[i];
-  return sum;
-}
 
 // A batch of fewer images than threads: the pass over the logits, most of the work, is shared out
 // in chunks of cells. Returns the (B, P) keys, good until this thread's next call, or null where
@@ -156,12 +105,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
   thread_local std::vector<ImageLoss> losses;
   losses.resize(static_cast<size_t>(B));
   const ForwardJob job{inputs,
-                       match_options(iou_threshold, low_threshold, strict, assign),
-                       given.view(),
-                       as_float(ignore_threshold),
+                       {match_options(iou_threshold, low_threshold, strict, assign), given.view(),
+                        as_float(ignore_threshold), bounded_blocks(float_data(priors), P)},
                        static_cast<float>(ratio),
                        min_negatives,
-                       bounded_blocks(float_data(priors), P),
                        rough_keys_in_chunks(inputs, B),
                        code_data,
                        losses.data()};
@@ -186,47 +133,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
   return {box_loss, class_loss, num_positives, code};
 }
 
-// Asks for large pages where memory is fresh from the system: the first touch of a gradient in
-// small ones costs up to twenty times its memset, in large ones a quarter of that. Only pages that
-// lie in it as a whole are asked for, so it grows by nothing.
-void use_large_pages(char* data, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = uintptr_t{2} << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) & ~(kPage - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes));
-  if (end >= begin + 2 * kPage) {
-    madvise(reinterpret_cast<void*>(begin), (end - begin) & ~(kPage - 1), MADV_HUGEPAGE);
-  }
-#else
-  (void)data;
-  (void)bytes;
-#endif
-}
-
-// Tensors like `inputs`, dense in memory, filled with zeros by all threads.
-std::vector<Tensor> zeros_like(const std::vector<Tensor>& inputs) {
-  constexpr int64_t kChunk = 1 << 20;
-  std::vector<Tensor> outputs;
-  outputs.reserve(inputs.size());
-  for (const Tensor& input : inputs) {
-    outputs.push_back(empty_tensor_like(input));
-    char* data = static_cast<char*>(outputs.back().data_ptr());
-    const int64_t bytes = outputs.back().numel() * static_cast<int64_t>(input.element_size());
-    use_large_pages(data, bytes);
-    torch::stable::parallel_for(0, bytes, kChunk, [&](int64_t begin, int64_t end) {
-      std::memset(data + begin, 0, static_cast<size_t>(end - begin));
-    });
-  }
-  return outputs;
-}
-
-float scalar(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(
-      tensor.numel() == 1 && tensor.scalar_type() == ScalarType::Float && tensor.is_cpu(), name,
-      ": expected one float32 on the CPU");
-  return *float_data(tensor);
-}
-
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
     const Tensor& grad_box_loss, const Tensor& grad_class_loss, const std::vector<Tensor>& deltas,
     const std::vector<Tensor>& logits, const Tensor& priors_in, const Tensor& boxes,
@@ -239,10 +145,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
   const int64_t B = heads.batch, P = heads.priors;
   const HeldObjects held(boxes, labels, offsets, B);
   const Tensor num_positives = contiguous_ints(num_positives_in, B, "num_positives");
-  STD_TORCH_CHECK(code_in.dim() == 2 && code_in.size(0) == B && code_in.size(1) == P &&
-                      code_in.scalar_type() == ScalarType::Int && code_in.is_cpu(),
-                  "code: expected (B, P) int32 on the CPU");
-  const Tensor code = as_contiguous(code_in);
+  const Tensor code = contiguous_code(code_in, B, P);
   const HeldOptions options(class_weights, box_loss_kind, beta, variances, label_smoothing,
                             background_index, heads.classes);
   const double box_scale = scalar(grad_box_loss, "grad_box_loss");

@@ -261,7 +261,7 @@ class SSD(nn.Module):
         losses: dict[str, Tensor]
         if self.sparse_head_backward and features[0].is_cpu and is_plain(self.loss, MultiBoxLoss):
             parameters = plain_parameters(self.heads)
-            if parameters is not None:
+            if parameters is not None and self.loss.classification == "softmax":
                 losses = self.loss.through_heads(features, *parameters, targets)
                 return losses
         losses = self.loss(*self.heads(features), targets)

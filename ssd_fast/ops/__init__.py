@@ -3,6 +3,7 @@
 
 from ssd_fast.ops.decode import decode, decode_reference, encode, encode_reference
 from ssd_fast.ops.detect import detect, detect_reference
+from ssd_fast.ops.focal_loss import focal_loss, focal_loss_reference
 from ssd_fast.ops.heads_loss import heads_loss, heads_loss_reference
 from ssd_fast.ops.match import match, match_reference
 from ssd_fast.ops.mine import mine, mine_reference
@@ -25,6 +26,8 @@ __all__ = [
     "detect_reference",
     "encode",
     "encode_reference",
+    "focal_loss",
+    "focal_loss_reference",
     "heads_loss",
     "heads_loss_reference",
     "match",

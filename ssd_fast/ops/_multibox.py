@@ -28,6 +28,7 @@ from ssd_fast.ops._levels import join_levels, split_rows
 from ssd_fast.ops._loss_arguments import ASSIGN, BOX_LOSS, NORMALIZER, loss_options
 
 __all__ = [
+    "assigned_rows",
     "backward_reference",
     "forward_reference",
     "image_weights",
@@ -96,23 +97,10 @@ def forward_reference(
     """``ssd_fast::multibox_loss`` in plain PyTorch, under autograd."""
     delta_rows, logit_rows = join_levels(deltas, logits)
     in_range = (labels >= 0) & (labels < logit_rows.size(2)) & (labels != background_index)
-    has_area = valid_objects(boxes)
-    if matches is not None:
-        matched = checked_matches(matches, offsets, has_area & in_range)
-    else:
-        matched = match_batch(
-            priors,
-            boxes,
-            offsets,
-            has_area & in_range,
-            iou_threshold=iou_threshold,
-            low_threshold=low_threshold,
-            strict=strict,
-            assign=list(ASSIGN)[assign],
-        )
-    if ignore_threshold is not None:
-        regions = has_area & (labels == IGNORE_LABEL)
-        matched = ignore_regions(matched, priors, boxes, offsets, regions, ignore_threshold)
+    matched = assigned_rows(
+        priors, boxes, labels, offsets, matches, in_range,
+        iou_threshold, low_threshold, strict, assign, ignore_threshold,
+    )  # fmt: skip
     key = background_key(logit_rows.detach(), background_index)
     hard = mine_batch(key, matched, ratio=ratio, min_negatives=min_negatives)
     code = matched.masked_fill(hard, HARD_NEGATIVE)
@@ -165,6 +153,44 @@ def backward_reference(
     class_weight = weight[selected.nonzero()[:, 0]]
     grad_logits[selected] = slope * (grad_class_loss * class_weight).unsqueeze(1)
     return split_rows(grad_deltas, deltas), split_rows(grad_logits, logits)
+
+
+def assigned_rows(
+    priors: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    matches: Tensor | None,
+    in_range: Tensor,
+    iou_threshold: float,
+    low_threshold: float | None,
+    strict: bool,
+    assign: int,
+    ignore_threshold: float | None,
+) -> Tensor:
+    """What each prior is before anything is mined, (B, P) int32 as `ssd_fast.ops.match` says it.
+
+    ``in_range`` (N,) bool: objects whose class a prior may learn. The rest are the operators'
+    arguments.
+    """
+    has_area = valid_objects(boxes)
+    if matches is not None:
+        matched = checked_matches(matches, offsets, has_area & in_range)
+    else:
+        matched = match_batch(
+            priors,
+            boxes,
+            offsets,
+            has_area & in_range,
+            iou_threshold=iou_threshold,
+            low_threshold=low_threshold,
+            strict=strict,
+            assign=list(ASSIGN)[assign],
+        )
+    if ignore_threshold is None:
+        return matched
+    regions = has_area & (labels == IGNORE_LABEL)
+    return ignore_regions(matched, priors, boxes, offsets, regions, ignore_threshold)
 
 
 def image_weights(num_positives: Tensor, normalizer: int) -> Tensor:

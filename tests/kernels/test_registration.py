@@ -16,6 +16,8 @@ OPERATORS = [
     "decode",
     "detect",
     "encode",
+    "focal_loss",
+    "focal_loss_backward",
     "match",
     "mine",
     "multibox_loss",
