@@ -73,9 +73,14 @@ def recipe_options(arguments: Sequence[str]) -> dict[str, Any]:
     Returns:
         Fields of `Train`; none without `--recipe`, or for a name that the parser will refuse.
     """
-    for i, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name == "--recipe":
-            value = value if equals else "".join(arguments[i + 1 : i + 2])
-            return {"recipe": value, **RECIPES[value]} if value in RECIPES else {}
-    return {}
+    typed = [argument.partition("=")[0] for argument in arguments]
+    if "--recipe" not in typed:
+        return {}
+    i = typed.index("--recipe")
+    value = arguments[i].partition("=")[2] or "".join(arguments[i + 1 : i + 2])
+    if value not in RECIPES:
+        return {}
+    options = {"recipe": value, **RECIPES[value]}
+    if "--epochs" in typed:
+        options.pop("steps", None)  # which would go before the epochs that were asked for
+    return options

@@ -265,7 +265,10 @@ class TrainingRun:
             "training_seconds": round(self.seconds, 1),
             "waiting_for_images_seconds": round(self.trainer.seconds_waiting, 1),
             "precision": str(self.trainer.precision),
-            "options": self.options.saved(),
+            "options": {
+                name: str(value) if value == math.inf else value  # JSON has no infinity
+                for name, value in self.options.saved().items()
+            },
         }
         weights = self.folder / "weights.safetensors"
         save_weights(weights, self.trainer.averaged_model, self.dataset.class_names)

@@ -39,6 +39,12 @@ def test_no_recipe_is_no_option():
     assert recipe_options(["--recipe", "mine"]) == {}
 
 
+def test_typed_epochs_go_before_a_recipes_steps():
+    assert recipe_options(["--recipe", "paper-voc"])["steps"] == 60_000
+    assert "steps" not in recipe_options(["--recipe", "paper-voc", "--epochs", "3"])
+    assert "steps" not in recipe_options(["--epochs=3", "--recipe=paper-voc"])
+
+
 def test_help_shows_the_recipe(ssd_fast: Callable, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         ssd_fast("train", "--recipe", "torchvision-coco", "--help")
@@ -58,6 +64,9 @@ def test_typed_options_go_on_top(ssd_fast: Callable, voc: Path, tmp_path: Path):
     assert (options["optimizer"], options["average"]) == ("sgd", 0.0)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3, 1e-4])
+    # A recipe without a limit of the gradient: JSON has no infinity.
+    metrics = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert metrics["options"]["clip_norm"] == "inf"
     assert ssd_fast("train", "--resume", "--output", tmp_path).status == 0
     again = ssd_fast("train", "--resume", "--output", tmp_path, "--recipe", "finetune")
     assert "--recipe: the run in" in again.err
