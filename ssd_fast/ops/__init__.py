@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The operators: one file each, with contract, public function, reference, schema and fake."""
+"""The operators: one file each, with contract, public function, reference, schema and fake.
+
+All of them are known to `torch.compile`. Under `torch.vmap` an operator is called once for each
+slice; `torch.func.grad`, `vjp` and `jacrev` go through the losses, `encode` and `decode`.
+Forward-mode derivatives (`jvp`, `jacfwd`, `hessian`) there are none: PyTorch says so.
+"""
 
 from ssd_fast.ops.decode import decode, decode_reference, encode, encode_reference
 from ssd_fast.ops.detect import detect, detect_reference

@@ -21,6 +21,10 @@ def loop_rule(name: str) -> Callable[..., tuple[Any, Any]]:
     """
 
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        if info.batch_size == 0:
+            raise ValueError(
+                f"ssd_fast::{name}: torch.vmap needs at least one slice, got a dimension of size 0"
+            )
         operator = getattr(torch.ops.ssd_fast, name).default
         results = [
             operator(*(_slice(x, dim, i) for x, dim in zip(arguments, in_dims, strict=True)))

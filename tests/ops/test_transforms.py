@@ -146,3 +146,8 @@ def test_vmap_of_results_of_different_lengths_names_the_way_out(name):
     more = (torch.zeros(2).long(),) if name == "batched_nms" else ()
     with pytest.raises(ValueError, match=rf"ssd_fast::{name}: .* got 1, 2; .*nms_padded"):
         torch.vmap(lambda b: getattr(ops, name)(b, torch.ones(2), *more, 0.5))(boxes)
+
+
+def test_vmap_of_nothing_is_named():
+    with pytest.raises(ValueError, match=r"ssd_fast::nms_padded: .* at least one slice"):
+        torch.vmap(lambda b, s: ops.nms_padded(b, s, 0.5))(BOXES[:0], torch.zeros(0, 9))
