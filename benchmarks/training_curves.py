@@ -197,9 +197,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     outside = report["summary"]["seconds_outside_the_network"]
     machine = report["conditions"]
     caption = (
-        f"SSDlite320, batches of {report['batch']}; outside the network a step takes "
-        f"{1e3 * outside['ssd_fast']:.1f} ms, torchvision's {1e3 * outside['torchvision']:.1f} ms; "
-        f"{machine['cpu']}, one thread, torch {machine['torch']}, {machine['date']}"
+        f"Outside the network a step takes {1e3 * outside['ssd_fast']:.1f} ms, torchvision's "
+        f"{1e3 * outside['torchvision']:.1f} ms; B={report['batch']}, {machine['cpu']}, torch "
+        f"{machine['torch']}, {machine['date']}"
     )
     figure.supxlabel(caption, fontsize=7, color="#606f7b", x=0.01, ha="left")
     figure.savefig(path, metadata={"Date": None})
