@@ -367,3 +367,15 @@ def test_nms_may_be_changed_after_training():
                       max_detections=30, nms="soft-gaussian", sigma=0.1)  # fmt: skip
     for one, other in zip(soft, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_focal_loss_trains_and_is_configured():
+    """No sparse backward, which is softmax's; the config has its options."""
+    model = slim(loss={"classification": "focal", "gamma": 1.0})
+    image, target = scene()
+    losses = model([image, image], [target, target])
+    sum(losses.values()).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+    again = SSD.from_config(json.loads(json.dumps(model.config)))
+    assert again.loss.classification == "focal"
+    assert again.config == model.config

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from ssd_fast.ops import decode, detect, match, mine, multibox_loss, nms, nms_padded
+from ssd_fast.ops import decode, detect, focal_loss, match, mine, multibox_loss, nms, nms_padded
 
 PRIORS = torch.tensor([[0, 0, 0.5, 0.5], [0.4, 0.4, 1, 1], [0, 0, 0.45, 0.5]])
 BOXES, LABELS = torch.tensor([[0.1, 0, 0.5, 0.5]]), torch.tensor([1])
@@ -30,6 +30,9 @@ CALLS = {
     ),
     "detect by soft-gaussian": lambda x: tuple(
         detect(DELTAS, LOGITS, PRIORS, score_threshold=x, nms="soft-gaussian", sigma=x)
+    ),
+    "focal_loss": lambda x: focal_loss(
+        DELTAS, LOGITS, PRIORS, BOXES, LABELS, OFFSETS, alpha=x, gamma=4 * x, low_threshold=x / 2
     ),
     "match": lambda x: match(PRIORS, BOXES, OFFSETS, iou_threshold=x, low_threshold=x / 2),
     "mine": lambda x: mine(LOGITS[..., 0], torch.tensor([[0, -1, -1]]).int(), ratio=3 * x),
