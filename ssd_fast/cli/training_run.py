@@ -59,6 +59,7 @@ class TrainingRun:
         self.trainer = _make_trainer(options, self.dataset, world, config)
         self.seconds = 0.0
         self.broken: set[str] = set()
+        self.decoded = False  # whether the validation images that do not decode were left out
         if saved is not None:
             self.trainer.load_state_dict(saved["trainer"])
             self.seconds = saved["seconds"]
@@ -174,7 +175,7 @@ class TrainingRun:
         files = {line for part in totals for _, lines in part for line in lines}
         if files:
             others = sorted(files - self.broken)
-            self.console.say(f"{len(files)} broken images were left out: others took their places")
+            self.console.say(f"Broken images, whose places others took: {len(files)}")
             for line in others:
                 self.console.say(f"  {line}")
 
@@ -244,8 +245,13 @@ class TrainingRun:
             The evaluation, in the main process.
         """
         from ssd_fast.cli.evaluate import evaluate_shown
-        from ssd_fast.engine.distributed_evaluation import evaluate_together
+        from ssd_fast.engine.distributed_evaluation import decodable, evaluate_together
 
+        if not self.decoded:
+            self.validation, broken = decodable(self.validation, self.world)
+            self.decoded = True
+            for line in broken:
+                self.console.say(f"Left out of validation, because it does not decode: {line}")
         model, precision = self.trainer.averaged_model, self.trainer.precision
         if self.world.size == 1:
             return evaluate_shown(model, self.validation, precision, self.console)

@@ -98,6 +98,14 @@ class World:
         dist.gather_object(list(items), lists)
         return [found for found in lists or [] if found is not None]
 
+    def share_out(self, items: Sequence[Item]) -> list[Item]:
+        """Every process's items in one list, in all of them."""
+        if self.size == 1:
+            return list(items)
+        lists: list[list[Item]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(lists, list(items))
+        return [item for part in lists for item in part]
+
     def copy_buffers(self, model: nn.Module) -> None:
         """Gives process 0's running statistics to all."""
         if self.size > 1:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ssd_fast.data import BrokenSample
 from ssd_fast.engine.batches import DetectionDataset
 from ssd_fast.engine.distributed import World
 from ssd_fast.engine.evaluation import Evaluation, detect_dataset, score_detections
 from ssd_fast.engine.precision import Precision
 from ssd_fast.models.ssd import SSD
 
-__all__ = ["evaluate_together"]
+__all__ = ["decodable", "evaluate_together"]
 
 
 class _Part:
@@ -29,6 +30,35 @@ class _Part:
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, dict[str, Tensor]]:
         return self.dataset[self.indices[index]]
+
+
+def decodable(dataset: DetectionDataset, world: World) -> tuple[DetectionDataset, list[str]]:
+    """Leaves out the images that do not decode, before an evaluation would stop at them.
+
+    Args:
+        dataset: the same in all processes; each decodes a share of it.
+        world: the processes.
+
+    Returns:
+        The others, in order, and what is wrong with those left out, one line each.
+
+    Raises:
+        ValueError: no image decodes.
+    """
+    found: list[tuple[int, str]] = []
+    for index in world.share(len(dataset)):
+        try:
+            dataset[index]
+        except BrokenSample as error:
+            found.append((index, str(error)))
+    broken = dict(world.share_out(found))
+    if not broken:
+        return dataset, []
+    if len(broken) == len(dataset):
+        raise ValueError(
+            f"none of the {len(dataset)} images decodes; {next(iter(broken.values()))}"
+        )
+    return _Part(dataset, [i for i in range(len(dataset)) if i not in broken]), [*broken.values()]
 
 
 def evaluate_together(

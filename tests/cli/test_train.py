@@ -220,3 +220,27 @@ def test_ctrl_c_from_outside(voc: Path, tmp_path: Path):
     assert err == ""
     step = load_checkpoint(tmp_path / "checkpoint.pt")["trainer"]["step"]
     assert f"Stopped and saved after step {step} of 5000" in " ".join(out.split())
+
+
+def test_images_that_do_not_decode_are_left_out_and_named(
+    ssd_fast: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from ssd_fast.data import BrokenSample, ShapesDataset
+
+    class Torn(ShapesDataset):
+        def __getitem__(self, index):
+            if index == 1:
+                raise BrokenSample(f"scenes/{len(self)}/1.jpg", "truncated")
+            return super().__getitem__(index)
+
+    def open_torn(data, image_set, class_names=None, **options):
+        return Torn(4 if image_set == "train" else 3, size=64), ()
+
+    monkeypatch.setattr("ssd_fast.cli.datasets.open_dataset", open_torn)
+    result = ssd_fast("train", "--data", "shapes", *TINY, "--output", tmp_path)
+    assert result.status == 0, result.err
+    out = " ".join(result.out.split())
+    assert "Left out, because it does not decode: scenes/4/1.jpg: truncated" in out
+    assert "Broken images, whose places others took: 1" in out
+    assert "Left out of validation, because it does not decode: scenes/3/1.jpg: truncated" in out
+    assert json.loads((tmp_path / "metrics.json").read_text())["images"] == 2
