@@ -64,7 +64,7 @@ def assert_equals_float64(deltas, logits, priors, objects, rounding=1e-5, **opti
         assert bool((error <= rounding * largest + max(smallest, 1e-30)).all()), name
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**31),
     classes=st.sampled_from([1, 2, 7, 16, 21, 91]),
@@ -193,10 +193,9 @@ def test_box_loss_and_positives_are_those_of_multibox_loss():
         assert torch.equal(one[2], other[2])
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-@pytest.mark.parametrize("alpha", [0.25, -1.0])
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (-1.0, 0.5), (0.6, 0.0)])
 def test_gradients_of_the_reference(alpha, gamma):
-    deltas, logits, priors, objects = batch(6, classes=3, priors=12)
+    deltas, logits, priors, objects = batch(6, classes=3, priors=8)
     wide = deltas.double().requires_grad_(), logits.double().requires_grad_()
     assert torch.autograd.gradcheck(
         lambda d, x: focal_loss_reference(
