@@ -37,6 +37,8 @@ def train(device: torch.device) -> None:
         for given in (None, matched):
             box, classes, _ = ops.multibox_loss(*heads, priors, *targets, matches=given, **losses)
             (box + classes).backward()
+            box, classes, _ = ops.focal_loss(*heads, priors, *targets, matches=given, gamma=1.5)
+            (box + classes).backward()
 
 
 def postprocess(device: torch.device) -> None:

@@ -10,9 +10,9 @@ from ssd_fast.testing import crowded_boxes, seeded
 CAPACITY = 64
 
 
-def step(deltas, logits, *targets):
+def step(deltas, logits, *targets, loss=ops.multibox_loss):
     """Losses and gradients."""
-    box, classes, positives = ops.multibox_loss(deltas, logits, *targets)
+    box, classes, positives = loss(deltas, logits, *targets)
     gradients = torch.autograd.grad(box + classes, (deltas, logits))
     return box, classes, positives, *gradients
 
@@ -51,12 +51,13 @@ def all_equal(found, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_a_training_step_replays_with_new_ground_truth(gpu, make_batch):
+@pytest.mark.parametrize("loss", [ops.multibox_loss, ops.focal_loss])
+def test_a_training_step_replays_with_new_ground_truth(gpu, make_batch, loss):
     inputs = padded(make_batch(4, 21), gpu)
-    graph, results = capture(lambda: step(*inputs))
+    graph, results = capture(lambda: step(*inputs, loss=loss))
     for seed, counts in ((10, (1, 8)), (20, (0, 2)), (30, (0, 0))):
         others = padded(make_batch(4, 21, seed, counts), gpu)
-        expected = step(*others)
+        expected = step(*others, loss=loss)
         refill(inputs, others)
         graph.replay()
         all_equal(results, expected)
@@ -137,11 +138,13 @@ def test_nothing_synchronises(gpu, make_batch, without_synchronisation):
     priors, boxes, offsets = inputs[2], inputs[3], inputs[5]
     loss = torch.rand(4, 8732, device=gpu)
     step(*inputs)  # compiles, which may synchronise
+    step(*inputs, loss=ops.focal_loss)
     matched = ops.match(priors, boxes, offsets)
     ops.mine(loss, matched)
     ops.decode(inputs[0], priors, (0.1, 0.2))
     with without_synchronisation:
         step(*inputs)
+        step(*inputs, loss=ops.focal_loss)
         ops.mine(loss, ops.match(priors, boxes, offsets))
         ops.decode(inputs[0], priors, (0.1, 0.2))
 
@@ -162,16 +165,17 @@ def test_postprocessing_does_not_synchronise(
         ops.detect(*inputs)
 
 
-@pytest.mark.parametrize("what", ["training step", "detect", "nms"])
+@pytest.mark.parametrize("what", ["multibox_loss", "focal_loss", "detect", "nms_padded"])
 def test_launches(gpu, make_batch, needs_kernel, what):
     """Kernels and memsets, counted by the profiler: six at most; of NMS, those besides sorting."""
-    needs_kernel({"training step": "multibox_loss", "detect": "detect", "nms": "nms_padded"}[what])
+    needs_kernel(what)
     inputs = padded(make_batch(4, 21), gpu)
     boxes, scores = (x.to(gpu) for x in crowded_boxes("random", 4000, seeded(0)))
     calls = {
-        "training step": lambda: step(*inputs),
+        "multibox_loss": lambda: step(*inputs),
+        "focal_loss": lambda: step(*inputs, loss=ops.focal_loss),
         "detect": lambda: ops.detect(*inputs[:3]),
-        "nms": lambda: ops.nms_padded(boxes, scores, 0.5),
+        "nms_padded": lambda: ops.nms_padded(boxes, scores, 0.5),
     }
     torch.use_deterministic_algorithms(False)  # which fills new memory, a launch each time
     for _ in range(3):
@@ -185,12 +189,12 @@ def test_launches(gpu, make_batch, needs_kernel, what):
     if not launches:
         pytest.skip("the profiler sees no launches on this machine")
     print(*launches, sep="\n")
-    if what == "nms":
+    if what == "nms_padded":
         ours = ("prepare_keys", "suppress_segments", "compare_tile", "sweep_tile", "collect_kept")
         launches = [name for name in launches if any(kernel in name for kernel in ours)]
         assert len(launches) == 4
     # box + class loss is one launch more, and so is the ones that its gradient begins with.
-    assert len(launches) <= 6 + (2 if what == "training step" else 0)
+    assert len(launches) <= 6 + (2 if what.endswith("loss") else 0)
 
 
 def test_repeats_are_equal(gpu, make_batch, needs_kernel):

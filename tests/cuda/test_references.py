@@ -105,9 +105,25 @@ def test_multibox_loss_options(gpu, make_batch, box_loss, what):
     _assert_same_training([x.cpu() for x in found], expected, heads[1])
 
 
-def _loss_and_gradients(heads, targets, **options):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"gamma": 1.5, "alpha": -1.0, "box_loss": "ciou"}])
+def test_focal_loss(gpu, make_batch, dtype, options):
+    """Losses within 1e-5, gradients too, or within the rounding of their dtype."""
+    deltas, logits, *targets = make_batch(4, 21)
+    options = {"low_threshold": 0.4, "loss": ops.focal_loss, **options}
+    heads = [x.to(dtype) for x in (deltas, logits)]
+    expected = _loss_and_gradients([x.float() for x in heads], targets, **options)
+    found = _loss_and_gradients(to(gpu, *heads), to(gpu, *targets), **options)
+    rounding = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    names = ("box loss", "class loss", "gradient of deltas", "gradient of logits")
+    for what, a, b in zip(names, found, expected, strict=True):
+        tolerance = 1e-5 if "loss" in what else rounding
+        assert_close(a.cpu(), b, tolerance=tolerance, what=what)
+
+
+def _loss_and_gradients(heads, targets, loss=ops.multibox_loss, **options):
     heads = [x.clone().requires_grad_() for x in heads]
-    box, classes, positives = ops.multibox_loss(*heads, *targets, **options)
+    box, classes, positives = loss(*heads, *targets, **options)
     gradients = torch.autograd.grad(box + classes, heads)
     assert positives.dtype == torch.int64
     assert all(g.dtype == h.dtype for g, h in zip(gradients, heads, strict=True))
