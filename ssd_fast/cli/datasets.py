@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Folders",
+    "Validation",
     "check_class_names",
     "describe",
     "find_folders",
     "open_dataset",
+    "open_validation",
     "pick_image_set",
     "tell_problems",
 ]
@@ -38,6 +40,22 @@ class Folders(NamedTuple):
 
     layout: Literal["voc", "coco"]
     roots: tuple[Path, ...]
+
+
+class Validation(NamedTuple):
+    """What a training run is measured on.
+
+    Attributes:
+        name: of the set.
+        dataset: its images.
+        problems: what was left out of it.
+        shared: how many of its images are training images.
+    """
+
+    name: str
+    dataset: DetectionDataset
+    problems: tuple[Problem, ...]
+    shared: int
 
 
 def find_folders(data: str | Sequence[str]) -> Folders | None:
@@ -156,17 +174,77 @@ def pick_image_set(data: str | Sequence[str], wanted: str, *, among: Sequence[st
     Raises:
         ValueError: as `find_folders`.
     """
+    return (_image_sets(data, among) if not wanted else [wanted])[0]
+
+
+def open_validation(
+    data: str | Sequence[str],
+    wanted: str,
+    training: DetectionDataset,
+    train_set: str,
+) -> Validation:
+    """Opens what a training run is measured on: images that it does not train on, if there are any.
+
+    Args:
+        data: as for `find_folders`.
+        wanted: a set by name, or "" for the first of val and test without training images. Where
+            there is none, the first of the two that the folder has, or else the training set.
+        training: the images to train on, whose classes count.
+        train_set: their set.
+
+    Returns:
+        The set, and how many of its images are training images.
+
+    Raises:
+        ValueError: as `open_dataset`.
+    """
+    names = [wanted] if wanted else _image_sets(data, ("val", "test", train_set))
+    first: Validation | None = None
+    for name in names:
+        try:
+            dataset, problems = open_dataset(data, name, training.class_names)
+        except ValueError:
+            if first is None:
+                raise
+            continue  # no way out of the first one's overlap: as a test set without annotations
+        found = Validation(name, dataset, problems, _count_shared(dataset, training))
+        if not found.shared:
+            return found
+        first = first or found
+    assert first is not None  # there is a name, and the first one opens or raises
+    return first
+
+
+def _image_sets(data: str | Sequence[str], among: Sequence[str]) -> list[str]:
+    """Those of the names whose sets the data has; the first name where it has none of them."""
     from ssd_fast.data.coco_layout import find_sets, pick_set
     from ssd_fast.data.voc_folder import find_voc_folders
 
-    folders = None if wanted else find_folders(data)
+    folders = find_folders(data)
     if folders is None:
-        return wanted or among[0]
+        return [among[0]]
     if folders.layout == "coco":
         sets = find_sets(folders.roots[0])
-        return next((name for name in among if pick_set(sets, name) is not None), among[0])
-    years = find_voc_folders(folders.roots)
-    return next((name for name in among if any(year.has(name) for year in years)), among[0])
+        found = [name for name in among if pick_set(sets, name) is not None]
+    else:
+        years = find_voc_folders(folders.roots)
+        found = [name for name in among if any(year.has(name) for year in years)]
+    return found or [among[0]]
+
+
+def _count_shared(dataset: DetectionDataset, training: DetectionDataset) -> int:
+    """How many images of a dataset are images of another."""
+    known = set(_identities(training))
+    return sum(image in known for image in _identities(dataset))
+
+
+def _identities(dataset: DetectionDataset) -> Sequence[object]:
+    """What tells images apart: their files, or the seed and the number of a generated scene."""
+    from ssd_fast.data import COCODataset, ShapesDataset, VOCDataset
+
+    if isinstance(dataset, ShapesDataset):
+        return [(dataset.seed, i) for i in range(len(dataset))]
+    return dataset.paths if isinstance(dataset, VOCDataset | COCODataset) else ()
 
 
 def check_class_names(known: Sequence[str], data: Sequence[str], weights: str) -> None:

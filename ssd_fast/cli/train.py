@@ -84,7 +84,7 @@ class Train:
     train_set: str = "train"
     """Set of the folder to train on."""
     validation_set: str = ""
-    """Set of the folder to validate on; by default val, or else test."""
+    """Set of the folder to validate on; by default val or test, whose images are not trained on."""
     validate_every: float = 0.0
     """Epochs between validations; 0 validates at the end."""
     save_every: float = 60.0

@@ -36,7 +36,7 @@ class TrainingRun:
 
     def __init__(self, options: Train, saved: dict[str, Any] | None, world: World) -> None:
         from ssd_fast.cli.console import Console
-        from ssd_fast.cli.datasets import describe, open_dataset, pick_image_set, tell_problems
+        from ssd_fast.cli.datasets import describe, open_dataset, open_validation, tell_problems
 
         self.options = options
         self.folder = options.output
@@ -47,10 +47,8 @@ class TrainingRun:
             options.data, options.train_set, difficult=options.difficult
         )
         tell_problems(problems, options.train_set, self.console)
-        among = ("val", "test", options.train_set)
-        self.validation_set = pick_image_set(options.data, options.validation_set, among=among)
-        self.validation, problems = open_dataset(
-            options.data, self.validation_set, self.dataset.class_names
+        self.validation_set, self.validation, problems, self.shared = open_validation(
+            options.data, options.validation_set, self.dataset, options.train_set
         )
         tell_problems(problems, self.validation_set, self.console)
         if saved is not None:
@@ -102,6 +100,11 @@ class TrainingRun:
             f"{len(self.dataset)} images to train on, {len(self.validation)} to validate on;"
             f" {len(self.dataset.class_names)} classes: {names}"
         )
+        if self.shared:
+            self.console.say(
+                f"{self.shared} of {len(self.validation)} validation images are training images:"
+                " the mAP is no measure of new images"
+            )
         if trainer.step:
             self.console.say(f"Going on after step {trainer.step} of {trainer.options.steps}")
 
@@ -266,6 +269,7 @@ class TrainingRun:
         metrics = {
             **evaluation.metrics(),
             "image_set": self.validation_set,
+            "images_trained_on": self.shared,
             "steps": self.trainer.step,
             "skipped_steps": self.trainer.skipped,
             "training_seconds": round(self.seconds, 1),

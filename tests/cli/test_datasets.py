@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from ssd_fast.cli.datasets import Folders, describe, find_folders, open_dataset, pick_image_set
+from ssd_fast.cli.datasets import (
+    Folders,
+    describe,
+    find_folders,
+    open_dataset,
+    open_validation,
+    pick_image_set,
+)
 from ssd_fast.data import COCODataset, ShapesDataset, VOCDataset
 
 from .conftest import write_voc
@@ -72,6 +79,29 @@ def test_the_set_to_evaluate_on(coco: Path) -> None:
     assert pick_image_set(str(coco), "", among=("test", "val")) == "val"
     assert pick_image_set(str(coco), "x", among=("test", "val")) == "x"
     assert pick_image_set("shapes", "", among=("test", "val")) == "test"
+
+
+def test_a_run_is_measured_on_images_that_it_does_not_train_on(voc: Path, tmp_path: Path) -> None:
+    def pick(root: Path, train_set: str, wanted: str = "") -> tuple[str, int]:
+        training, _ = open_dataset(str(root), train_set)
+        found = open_validation(str(root), wanted, training, train_set)
+        return found.name, found.shared
+
+    root = write_voc(tmp_path / "both", {"train": 3, "val": 2, "test": 2})
+    sets = root / "ImageSets/Main"
+    (sets / "trainval.txt").write_text((sets / "train.txt").read_text() + "scene3\n")
+    assert pick(root, "train") == ("val", 0)
+    assert pick(root, "trainval") == ("test", 0)
+    assert pick(root, "trainval", "val") == ("val", 1)
+    for stem in ("scene5", "scene6"):  # a test set without annotations is no way out
+        (root / f"Annotations/{stem}.xml").unlink()
+    assert pick(root, "trainval") == ("val", 1)
+    (sets / "test.txt").unlink()
+    assert pick(root, "trainval") == ("val", 1)
+    (sets / "val.txt").unlink()
+    assert pick(root, "train") == ("train", 3)
+    assert pick(Path("shapes"), "train") == ("val", 0)
+    assert pick(Path("shapes"), "val") == ("val", 200)
 
 
 def test_two_layouts_in_one_folder_are_not_guessed(coco: Path) -> None:

@@ -81,6 +81,8 @@ def test_what_a_run_says_and_leaves(ssd_fast: Callable, voc: Path, tmp_path: Pat
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["steps"] == 4
     assert metrics["image_set"] == "val"
+    assert metrics["images_trained_on"] == 0
+    assert "training images" not in result.out
     assert (output / "training.png").stat().st_size > 1000
     pictures = sorted((output / "examples").iterdir())
     assert [path.name for path in pictures] == ["step-000002.png", "step-000004.png"]
@@ -95,6 +97,15 @@ def test_what_a_run_says_and_leaves(ssd_fast: Callable, voc: Path, tmp_path: Pat
     assert ssd_fast("train", "--resume", "--output", output).status == 0
     for name, tensor in tensors(output / "weights.safetensors").items():
         assert torch.equal(tensor, before[name])
+
+
+def test_a_measure_of_training_images_is_said(ssd_fast: Callable, voc: Path, tmp_path: Path):
+    arguments = ("--data", f"voc:{voc}", *TINY, "--output", tmp_path, "--validation-set", "train")
+    result = ssd_fast("train", *arguments)
+    assert result.status == 0, result.err
+    line = "4 of 4 validation images are training images: the mAP is no measure of new images"
+    assert line in " ".join(result.out.split())
+    assert json.loads((tmp_path / "metrics.json").read_text())["images_trained_on"] == 4
 
 
 def test_a_run_is_not_written_over(ssd_fast: Callable, tmp_path: Path):
