@@ -156,7 +156,8 @@ def _tell_counts(found: Inspection, console: Console) -> None:
     for heading in ("images", "objects", "difficult or crowd"):
         table.add_column(heading, justify="right")
     for count in found.classes:
-        table.add_row(count.name, str(count.images), str(count.objects), str(count.difficult))
+        numbers = (count.images, count.objects, count.difficult)
+        table.add_row(console.cell(count.name), *map(str, numbers))
     console.rich.print(table)
     console.say(f"Images: {_sizes(found.sizes)}")
     if len(found.sides):

@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from ssd_fast.engine.evaluation import Evaluation
     from ssd_fast.engine.trainer import StepReport
 
@@ -29,8 +31,15 @@ class Console:
         self.rich = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
 
     def say(self, text: str) -> None:
-        """Prints a line as it is: brackets in file names are no markup."""
-        self.rich.print(text, markup=False)
+        """Prints a line as it is: brackets in file names are no markup, `:cat:` is no picture."""
+        self.rich.print(self.cell(text))
+
+    def cell(self, text: str) -> Text:
+        """The text of a table's cell as it is, with what the output cannot encode escaped."""
+        from rich.text import Text
+
+        encoding = self.rich.encoding
+        return Text(text.encode(encoding, "backslashreplace").decode(encoding))
 
     def show_average_precision(self, evaluation: Evaluation) -> None:
         """Prints a table of average precision per class."""
@@ -43,7 +52,8 @@ class Console:
         for name, curve, fifty, seventy_five in zip(
             evaluation.class_names, evaluation.at_50.curves, at_50, at_75, strict=True
         ):
-            table.add_row(name, str(curve.num_objects), _fraction(fifty), _fraction(seventy_five))
+            averages = (_fraction(fifty), _fraction(seventy_five))
+            table.add_row(self.cell(name), str(curve.num_objects), *averages)
         table.add_section()
         objects = sum(curve.num_objects for curve in evaluation.at_50.curves)
         means = (_fraction(evaluation.at_50.mean), _fraction(evaluation.at_75.mean))

@@ -13,7 +13,7 @@ from ssd_fast.engine.pictures import colour_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_training"]
+__all__ = ["plain", "plot_training"]
 
 _INK = "#181c22"
 _GRID = "#e6e8eb"
@@ -42,6 +42,18 @@ def plot_training(rows: Sequence[dict[str, Any]], evaluation: Evaluation) -> byt
     buffer = io.BytesIO()
     canvas.print_png(buffer)  # type: ignore[no-untyped-call]
     return buffer.getvalue()
+
+
+def plain(text: str) -> str:
+    """The text such that matplotlib draws it as it is: a dollar sign begins no formula.
+
+    Args:
+        text: from outside, such as the name of a class.
+
+    Returns:
+        What to give matplotlib.
+    """
+    return text.replace("$", r"\$")
 
 
 def _plot_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:
@@ -77,7 +89,7 @@ def _plot_curves(axes: Axes, evaluation: Evaluation) -> None:
             precision,
             color=colour,
             linewidth=2.0,
-            label=f"{name}  {averages[label - 1]:.3f}",
+            label=f"{plain(name)}  {averages[label - 1]:.3f}",
         )
     axes.set_xlim(0.0, 1.01)
     axes.set_ylim(0.0, 1.02)

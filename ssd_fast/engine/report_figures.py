@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.engine.pictures import colour_of
+from ssd_fast.engine.plots import plain
 from ssd_fast.engine.report import Report
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _most_confused(counts: Tensor) -> list[int]:
 
 def _short(name: str, most: int = 14) -> str:
     # Names that differ only in a number at their end stay different.
-    return name if len(name) <= most else f"{name[: most - 6]}…{name[-5:]}"
+    return plain(name if len(name) <= most else f"{name[: most - 6]}…{name[-5:]}")
 
 
 def _legend(axes: Axes, theme: Theme) -> None:

@@ -138,6 +138,21 @@ def test_a_coco_folder(ssd_fast: Callable, tmp_path: Path) -> None:
         assert str(tmp_path / fault) in result.out
 
 
+def test_names_from_strangers_are_text(ssd_fast: Callable, tmp_path: Path) -> None:
+    names = ["dog [/x]", "cat [seated]", ":cat: [red]", "\udcff"]
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg")
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names, 1)],
+    }
+    (tmp_path / "_annotations.coco.json").write_text(json.dumps(content))
+    result = ssd_fast("check", "--data", tmp_path)
+    assert result.status == 0, result.err
+    for name in ("dog [/x]", "cat [seated]", ":cat: [red]", "\\udcff"):
+        assert f"│ {name} " in result.out
+
+
 def test_several_years(ssd_fast: Callable, tmp_path: Path) -> None:
     first = write_voc(tmp_path / "one, two", {"train": 2})
     second = tmp_path / "other"

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from ssd_fast.cli.console import Console
+from ssd_fast.engine.evaluation import score_detections
 from ssd_fast.engine.weights import save_weights
 from ssd_fast.models.ssd import ssd300_vgg16
 
@@ -52,6 +55,19 @@ def test_more_classes_in_another_order_are_taken_by_name(
     assert result.status == 0, result.err
     rows = [line for line in result.out.splitlines() if line.startswith("│ star")]
     assert rows[0].split("│")[2].strip() == "0"
+
+
+def test_names_from_strangers_are_text(capsys: pytest.CaptureFixture[str]):
+    names = ("dog [/x]", "cat [seated]", ":cat:")
+    truth = {"boxes": torch.tensor([[0.0, 0, 9, 9]]), "labels": torch.tensor([1])}
+    console = Console()
+    console.show_average_precision(
+        score_detections([{**truth, "scores": torch.ones(1)}], [truth], names)
+    )
+    console.say(":cat: [red]")
+    out = capsys.readouterr().out
+    assert all(f"│ {name} " in out for name in names)
+    assert out.endswith("\n:cat: [red]\n")
 
 
 @pytest.mark.parametrize("batch_size", [0, -3])

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from ssd_fast.engine.evaluation import Evaluation, score_detections
-from ssd_fast.engine.plots import plot_training
+from ssd_fast.engine.plots import plain, plot_training
 
 NAMES = ("cat", "dog")
 
 
-def evaluation(objects: int) -> Evaluation:
+def evaluation(objects: int, names: tuple[str, ...] = NAMES) -> Evaluation:
     truth = {
         "boxes": torch.rand(objects, 4).cumsum(1),
         "labels": torch.ones(objects, dtype=torch.int64),
     }
-    return score_detections([{**truth, "scores": torch.rand(objects)}], [truth], NAMES)
+    return score_detections([{**truth, "scores": torch.rand(objects)}], [truth], names)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 30])
@@ -31,3 +31,11 @@ def test_a_run_is_drawn(steps: int, objects: int):
     assert picture.format == "PNG"
     assert picture.width > 1000
     assert len(picture.convert("L").getcolors(1 << 20)) > 10
+
+
+@pytest.mark.parametrize("name", [r"$5 \foo$", "$5 $6", r"a \$5 \foo$"])
+def test_a_name_is_no_formula(name: str):
+    from matplotlib.cbook import is_math_text
+
+    assert not is_math_text(plain(name))
+    assert plot_training([], evaluation(4, (name, "dog")))

@@ -118,6 +118,13 @@ def test_names_from_strangers_are_text():
     assert "&lt;script&gt;.jpg" in page
 
 
+def test_a_name_is_no_formula():
+    dataset = ShapesDataset(3)
+    dataset.class_names = (r"$5 \foo$", "$", r"\$\foo$")
+    report, _ = report_of(dataset)
+    assert set(draw_figures(report)) == set(FIGURES)
+
+
 @pytest.mark.parametrize("metric", ["voc07", "coco"])
 def test_every_metric_has_a_report(metric: str):
     if metric == "coco":
