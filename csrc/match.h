@@ -162,7 +162,7 @@ class Matcher {
     }
     int64_t positives = 0;
     for (const int64_t block : touched_blocks_) {
-      positives += apply_thresholds(block, objects_of(block));
+      positives += apply_thresholds(block, P - block * kBlock, objects_of(block));
       touched_[block] = 0;
     }
     touched_blocks_.clear();
@@ -267,13 +267,16 @@ class Matcher {
     });
   }
 
-  // Turns the best objects of a block into matches; returns the number of positives.
-  int64_t apply_thresholds(int64_t block, int32_t* objects) const {
+  // Turns the best objects of a block into matches; returns the number of positives. From `priors`
+  // on the block is padding, whose IoU of 0 reaches a threshold of 0.
+  int64_t apply_thresholds(int64_t block, int64_t priors, int32_t* objects) const {
     int64_t positives = 0;
     for (int64_t v = 0; v < kBlock; v += kLanes) {
       const Floats iou = load(best_iou_ + block * kBlock + v);
-      const Ints positive =
+      const Ints exists = lane_numbers() < static_cast<int32_t>(std::min(priors - v, kLanes));
+      const Ints reached =
           options_.strict ? iou > options_.iou_threshold : iou >= options_.iou_threshold;
+      const Ints positive = reached & exists;
       Ints otherwise = splat(kBackground);
       if (options_.has_low_threshold) {
         otherwise = iou >= options_.low_threshold ? splat(kIgnored) : otherwise;

@@ -4,6 +4,8 @@
 What the forward and the backward pass of ssd_fast::focal_loss share.
 """
 
+import ctypes
+
 import triton
 import triton.language as tl
 
@@ -49,7 +51,8 @@ def focal_terms(
 
 def whole_power(gamma: float) -> int:
     """The exponents that need no logarithm, and `OTHER_POWER`."""
-    return int(gamma) if gamma in (0, 1, 2) else OTHER_POWER
+    rounded = ctypes.c_float(gamma).value  # as the kernel gets it
+    return int(rounded) if rounded in (0, 1, 2) else OTHER_POWER
 
 
 def class_factors(alpha: float) -> tuple[float, float]:

@@ -45,10 +45,12 @@ class MultiBoxLoss(Float32Buffers):
         variances: 2 or 4 numbers that the encoded offsets are divided by.
         class_weights: (C,) factors of the class loss by the target's class, None for 1.
         label_smoothing: of the classes, from 0 to 1, as in `torch.nn.functional.cross_entropy`.
-        background_index: class of the background; -1 is the last.
+        background_index: class of the background; -1 is the last. None, for the focal loss alone:
+            no logit is the background's.
         classification: "softmax": cross-entropy of the positives and the mined negatives.
             "focal": the sigmoid focal loss of all rows, `ssd_fast.ops.focal_loss`, instead; mining,
-            class weights and label smoothing do not go with it.
+            class weights and label smoothing do not go with it. What it trains are sigmoids;
+            `ssd_fast.ops.detect`, whose scores are a softmax, is not for them.
         alpha: of the focal loss.
         gamma: of the focal loss.
         channels_first: deltas and logits are (B, 4, P) and (B, C, P), as a convolution over all
@@ -88,7 +90,7 @@ class MultiBoxLoss(Float32Buffers):
         variances: Sequence[float] = (0.1, 0.2),
         class_weights: Tensor | Sequence[float] | None = None,
         label_smoothing: float = 0.0,
-        background_index: int = 0,
+        background_index: int | None = 0,
         normalizer: Literal["positives", "image", "none", "world"] = "positives",
         classification: Literal["softmax", "focal"] = "softmax",
         alpha: float = 0.25,
@@ -229,7 +231,13 @@ class MultiBoxLoss(Float32Buffers):
         if isinstance(targets, DenseTargets):
             if matches is not None:
                 raise ValueError("matches: DenseTargets are matches already; expected None")
-            background = resolve_background(options["background_index"], *maps, self.priors)
+            background = options["background_index"]
+            if background is None:
+                raise ValueError(
+                    "background_index: DenseTargets need a label for the background, None is none;"
+                    " pass Targets and `matches`"
+                )
+            background = resolve_background(background, *maps, self.priors)
             targets, matches = targets.as_matches(background)
             options = options | {"ignore_threshold": None}
         box_loss, class_loss, num_positives = operator(
@@ -250,7 +258,13 @@ class MultiBoxLoss(Float32Buffers):
         """Takes the loss of an empty batch: a wrong option fails here, not at the first step."""
         if self.classification == "focal":
             self._check_focal_options()
+        else:
+            for name, default in _FOCAL_ONLY.items():
+                if self.focal_options[name] != default:
+                    raise ValueError(f"{name}: of classification='focal' alone, leave it out")
         background, weights = self.options["background_index"], self.class_weights
+        if background is None and self.classification == "focal":
+            background = 0  # any will do where nothing is looked up
         if weights is not None:
             classes = weights.size(0)
         else:
@@ -265,7 +279,7 @@ class MultiBoxLoss(Float32Buffers):
             offsets[:0],
             offsets,
             class_weights=None if weights is None else weights.cpu(),
-            **(self.options | {"normalizer": "none"}),
+            **(self.options | {"normalizer": "none", "background_index": background}),
         )
 
     def _check_focal_options(self) -> None:
@@ -296,10 +310,12 @@ class MultiBoxLoss(Float32Buffers):
         logits: list[Tensor],
         targets: Sequence[Mapping[str, Tensor]],
     ) -> Targets:
-        background = resolve_background(
-            self.options["background_index"], deltas, logits, self.priors
-        )
-        batch, num_classes = check_levels(deltas, logits, self.priors, background)
+        background = self.options["background_index"]
+        if background is None:
+            background = _NO_CLASS
+        else:
+            background = resolve_background(background, deltas, logits, self.priors)
+        batch, num_classes = check_levels(deltas, logits, self.priors, max(background, 0))
         if len(targets) != batch:
             raise ValueError(
                 f"targets: expected one dictionary for each of the {batch} images,"
@@ -320,6 +336,11 @@ class MultiBoxLoss(Float32Buffers):
             dist.all_reduce(count, group=self.group)
         return count.clamp(min=1) / processes
 
+
+_NO_CLASS = -1  # no label that stands for a class
+
+_FOCAL_ONLY: dict[str, Any] = {"alpha": 0.25, "gamma": 2.0}
+"""Options that only the focal loss knows, with their defaults."""
 
 _SOFTMAX_ONLY: dict[str, Any] = {
     "ratio": 3.0,

@@ -29,6 +29,7 @@ RowOptions row_options(int64_t box_loss, double beta, const std::vector<double>&
 
 FocalOptions focal_options(double alpha, double gamma) {
   STD_TORCH_CHECK(gamma >= 0, "gamma: expected at least 0, got ", gamma);
+  gamma = static_cast<float>(gamma);  // what the loops raise to, and what picks them
   if (alpha < 0) return {1, 1, gamma};
   return {alpha, 1 - alpha, gamma};
 }

@@ -52,7 +52,7 @@ class SSD(nn.Module):
             attribute of the model, like the four options above it and the one below: it may be
             set after training.
         sigma: of "soft-gaussian".
-        loss: options of `MultiBoxLoss`, such as `{"min_negatives": 3}`.
+        loss: options of `MultiBoxLoss`, such as `{"min_negatives": 3}`, but for the focal loss.
         sparse_head_backward: train on the CPU through `ssd_fast.ops.heads_loss`, whose backward
             multiplies only the cells that the loss touches. Heads or a loss that were replaced,
             hooked or parametrised, and other devices, take the dense backward of PyTorch.
@@ -103,6 +103,7 @@ class SSD(nn.Module):
         self.backbone = backbone
         self.heads = MultiBoxHeads(channels, boxes_per_cell, num_classes)
         self.loss = MultiBoxLoss(priors, **with_background(loss or {}, num_classes))
+        _check_loss(self.loss, num_classes)
         self._architecture: dict[str, Any] | None = None
         # An empty batch: an option of `detect` that is wrong fails here, not after the training.
         none = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
@@ -398,3 +399,18 @@ def _ssd_vgg16(
     model._architecture = {"architecture": architecture, "width": width, "norm": norm}
     model._architecture["priors"] = written
     return model
+
+
+def _check_loss(loss: MultiBoxLoss, num_classes: int) -> None:
+    """Raises ValueError for a loss that trains something else than what `SSD` detects with."""
+    if loss.classification == "focal":
+        raise ValueError(
+            "loss: classification='focal' trains a sigmoid for each class, and the scores of SSD"
+            " are a softmax; ssd_fast.MultiBoxLoss has it for detectors that score by sigmoids"
+        )
+    weights = loss.class_weights
+    if weights is not None and weights.size(0) != num_classes:
+        raise ValueError(
+            f"loss: class_weights: expected one for each of the {num_classes} classes, got"
+            f" {weights.size(0)}"
+        )

@@ -369,13 +369,13 @@ def test_nms_may_be_changed_after_training():
         torch.testing.assert_close(one, other)
 
 
-def test_focal_loss_trains_and_is_configured():
-    """No sparse backward, which is softmax's; the config has its options."""
-    model = slim(loss={"classification": "focal", "gamma": 1.0})
-    image, target = scene()
-    losses = model([image, image], [target, target])
-    sum(losses.values()).backward()
-    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
-    again = SSD.from_config(json.loads(json.dumps(model.config)))
-    assert again.loss.classification == "focal"
-    assert again.config == model.config
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"classification": "focal"}, "the scores of SSD are a softmax"),
+        ({"class_weights": [1.0, 2.0]}, "expected one for each of the 4 classes, got 2"),
+    ],
+)
+def test_a_loss_that_fits_no_ssd_is_refused_before_training(loss, message):
+    with pytest.raises(ValueError, match=message):
+        slim(loss=loss)

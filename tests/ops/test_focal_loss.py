@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_fast import _C
+from ssd_fast.dense_targets import DenseTargets
 from ssd_fast.multibox import MultiBoxLoss
 from ssd_fast.ops import focal_loss, focal_loss_reference, match, multibox_loss
 from ssd_fast.targets import Targets
@@ -328,3 +329,35 @@ def test_through_the_module():
         MultiBoxLoss(priors, classification="focal", gamma=-2)
     with pytest.raises(ValueError, match="classification: expected 'softmax' or 'focal'"):
         MultiBoxLoss(priors, classification="sigmoid")
+    with pytest.raises(ValueError, match="gamma: of classification='focal' alone"):
+        MultiBoxLoss(priors, gamma=1.0)
+
+
+def test_through_the_module_without_a_background():
+    """Class 0 is an object's there; what cannot be said without a background is refused."""
+    deltas, logits, priors, (boxes, labels, offsets, *_) = batch(7)
+    labels = labels.clamp(0, 6) - labels.clamp(0, 6).min()
+    targets = Targets(boxes, labels, offsets)
+    loss = MultiBoxLoss(priors, classification="focal", background_index=None)
+    found = loss(deltas, logits, targets)
+    expected = focal_loss(deltas, logits, priors, boxes, labels, offsets, background_index=None)
+    assert torch.equal(found["classification"], expected[1])
+    packed = [
+        {"boxes": boxes[a:b], "labels": labels[a:b]}
+        for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    ]
+    assert torch.equal(loss(deltas, logits, packed)["classification"], expected[1])
+    dense = DenseTargets(
+        torch.zeros(logits.shape[:2], dtype=torch.int64), torch.zeros(*logits.shape[:2], 4)
+    )
+    with pytest.raises(ValueError, match="DenseTargets need a label for the background"):
+        loss(deltas, logits, dense)
+
+
+def test_an_exponent_that_float32_rounds_to_zero():
+    """Is zero for every loop, or 0 times infinity would be NaN."""
+    deltas, logits, priors, objects = batch(7)
+    tiny = focal_loss(deltas, logits * 100, priors, *objects[:3], gamma=1e-50)
+    none = focal_loss(deltas, logits * 100, priors, *objects[:3], gamma=0)
+    assert torch.equal(tiny[1], none[1])
+    assert bool(tiny[1].isfinite())

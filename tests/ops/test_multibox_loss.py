@@ -88,6 +88,18 @@ def test_every_option_equals_reference(device, options) -> None:
     _assert_equals_float64(device, *_heads(4, 600, 6, seed=2), priors, objects, **options)
 
 
+@pytest.mark.parametrize("P", [1, 15, 17, 600])
+@pytest.mark.parametrize("assign", ["last", "none"])
+def test_every_prior_is_positive_at_a_threshold_of_zero(device, P, assign) -> None:
+    """But none that pads the last block of the kernel."""
+    priors, objects = random_boxes(P, seeded(0)), random_objects(2, seeded(1), counts=(1, 3))
+    heads = _heads(2, P, 21, seed=2)
+    options = {"iou_threshold": 0.0, "assign": assign}
+    _assert_equals_float64(device, *heads, priors, objects, **options)
+    arguments = (x.to(device) for x in (*heads, priors, *objects))
+    assert multibox_loss(*arguments, **options)[2].tolist() == [P, P]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_inputs_equal_reference(device, dtype) -> None:
     """Arithmetic is float32; gradients come back in the dtype of the inputs."""
