@@ -118,6 +118,10 @@ def test_crowds_are_marked_or_left_out(coco: COCOFolder) -> None:
     ("broken", "fault"),
     [
         (box(9, 5, 5, 5, 0, 20), "the box has no area: x 5, y 5, width 0, height 20, in b.jpg"),
+        (box(9, 5, 9, 5, 1e-9, 20), "the box has no area in float32: x 9, y 5, width 1e-09"),
+        (box(9, 5, 9, 5, 4, 5, iscrowd="0"), "iscrowd: expected 0 or 1, got '0', in b.jpg"),
+        (box(9, 5, 9, 5, 4, 5, iscrowd=2), "iscrowd: expected 0 or 1, got 2, in b.jpg"),
+        (box(9, 5, 9, 5, 4, 5, iscrowd=[1]), "iscrowd: expected 0 or 1, got [1], in b.jpg"),
         (box(9, 5, 9, 5, -4, 20), "the box is inverted: x 9, y 5, width -4, height 20, in b.jpg"),
         (box(9, 5, 70, 5, 8, 8), "the box lies outside the image of 60 x 40 pixels: x 70, y 5, "),
         (box(9, 5, 5, 5, float("nan"), 8), "the box has no four numbers: x 5, y 5, width missing"),
@@ -142,6 +146,26 @@ def test_a_broken_object_is_left_out_and_named(coco: COCOFolder, broken: Any, fa
         assert problem.object == broken["id"]
     with pytest.raises(ValueError, match="object"):
         coco.open(invalid="raise")
+
+
+def test_any_spelling_of_a_crowd_and_an_area(coco: COCOFolder) -> None:
+    flags = [1, True, 1.0, 0, False, 0.0, None]
+    areas = [7.5, 0, -3, None, "7", 1e300, 1e-300]
+    coco.annotations = [
+        box(i, 5, 1, 1, 4, 5, iscrowd=flag, area=area)
+        for i, (flag, area) in enumerate(zip(flags, areas, strict=True))
+    ]
+    dataset = coco.open()
+    assert dataset.problems == ()
+    target = dataset[1][1]
+    assert target["ignore"].tolist() == [True] * 3 + [False] * 4
+    assert target["area"].tolist() == [7.5] + [20] * 6
+
+
+def test_a_mark_of_the_byte_order_is_no_error(coco: COCOFolder) -> None:
+    coco.write()
+    coco.file.write_bytes(b"\xef\xbb\xbf" + coco.file.read_bytes())
+    assert len(COCODataset(coco.root)) == 2
 
 
 @pytest.mark.parametrize(
