@@ -12,7 +12,7 @@ __all__ = ["Export"]
 
 @dataclass(frozen=True)
 class Export:
-    """Writes a detector with its post-processing inside, for any number of images at a time."""
+    """Writes a detector with its post-processing inside, for up to 1024 images at a time."""
 
     weights: Path
     """File that `train` or `demo` wrote; it holds the model's description too."""

@@ -31,6 +31,8 @@ On healthy input the numbers are theirs, to 1e-5. All take two more arguments, b
     logits 104 below the         amdegroot: its log-sum-exp      mined by their own loss
     largest of the batch         underflows, so the row counts
                                  as the easiest
+    positives on more than a     NVIDIA's first releases count   each counts once
+    quarter of an image's rows   some of them twice
     two objects that claim one   sgrvinod, NVIDIA on CUDA: any   the last one, on every device
     prior                        of them
     decode_batch                 NVIDIA overwrites its input     left as it is

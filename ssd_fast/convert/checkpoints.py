@@ -18,6 +18,7 @@ __all__ = ["load_ssd300", "load_weights", "read_weights"]
 
 # Where training scripts keep the weights among an optimizer's state and counters.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
+_DEPTH = 4  # wrappers in wrappers; a dictionary may contain itself
 _DATA_PARALLEL = "module."
 
 _Weights = Mapping[str, Tensor] | str | os.PathLike[str]
@@ -28,8 +29,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Args:
         path: a `.safetensors` file, or what `torch.save` wrote: a state dict, or a dictionary that
-            holds one under "state_dict", "model_state_dict", "model", "net" or "weights". The
-            prefix "module." of `DataParallel` is taken off.
+            holds one under "state_dict", "model_state_dict", "model", "net" or "weights", before
+            any tensors beside it. The prefix "module." of `DataParallel` is taken off.
 
     Returns:
         Tensors by name.
@@ -37,6 +38,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: a `.safetensors` file, and the package that reads it is not installed.
+        PermissionError: the file may not be read.
         ValueError: the file is damaged, or holds Python objects besides tensors, which would have
             to be run to be read.
     """
@@ -172,19 +174,20 @@ def _read(path: str | os.PathLike[str]) -> object:
             " torch.save(model.state_dict(), 'weights.pth'), with model = torch.load(...)['model']"
             " if it is a checkpoint of a whole model"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # torch.load lets through whatever a damaged byte leads to
         raise ValueError(f"{path} is damaged or was not written by torch.save") from error
 
 
-def _unwrap(content: object) -> dict[str, Tensor]:
+def _unwrap(content: object, depth: int = _DEPTH) -> dict[str, Tensor]:
     """The state dict in a checkpoint, or nothing."""
     if not isinstance(content, Mapping):
         return {}
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    if tensors:
-        return tensors
-    held = next((content[key] for key in _WRAPPERS if key in content), None)
-    return {} if held is None else _unwrap(held)
+    for key in _WRAPPERS if depth else ():
+        if held := _unwrap(content.get(key), depth - 1):
+            return held
+    return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
 
 
 def _outline(content: object) -> str:

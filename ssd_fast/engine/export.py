@@ -15,6 +15,7 @@ from ssd_fast.models.ssd import SSD
 __all__ = ["export_aoti", "export_onnx", "export_torch"]
 
 _OPSET = 18
+# Inductor takes 32-bit indices from the example's size where a dimension has no bound.
 _MAX_BATCH = 1024
 _OUTPUTS = ["boxes", "scores", "labels", "counts"]
 
@@ -24,7 +25,7 @@ def export_torch(model: SSD, path: str | os.PathLike[str]) -> None:
 
     `torch.export.load(path).module()(images)` gives boxes (B, K, 4) float32 in [0, 1], scores
     (B, K) float32, labels (B, K) int64 and counts (B,) int64 of images (B, 3, S, S) float32 in
-    [0, 1], for every B; the process that runs it imports torch and ssd_fast.
+    [0, 1], for B from 1 up to 1024; the process that runs it imports torch and ssd_fast.
 
     Args:
         model: on the device that the program is for.
@@ -64,12 +65,13 @@ def export_onnx(model: SSD, path: str | os.PathLike[str], *, opset: int = _OPSET
     Args:
         model: on any device.
         path: the file, by custom `*.onnx`.
-        opset: version of ONNX's operators, 18 or later.
+        opset: version of ONNX's operators, from 18 to the latest that the installed torch writes.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript is not installed.
         OSError: the file cannot be written.
-        ValueError: an opset before 18, or a model whose `nms` is not "hard".
+        ValueError: an opset that can not be written, a model whose `nms` is not "hard", whose
+            `iou_threshold` is outside [0, 1], or whose `top_k` is 0.
     """
     if opset < _OPSET:
         raise ValueError(f"opset: expected {_OPSET} or later, got {opset}")
@@ -77,6 +79,16 @@ def export_onnx(model: SSD, path: str | os.PathLike[str], *, opset: int = _OPSET
         raise ValueError(
             f"nms: ONNX has hard suppression alone, got a model with {model.nms!r}; set "
             f"model.nms = 'hard', or export with export_aoti or export_torch"
+        )
+    if not 0 <= model.iou_threshold <= 1:
+        raise ValueError(
+            f"iou_threshold: ONNX has thresholds in [0, 1] alone, got a model with "
+            f"{model.iou_threshold}; set model.iou_threshold between them (1 suppresses nothing)"
+        )
+    if model.top_k == 0:
+        raise ValueError(
+            "top_k: ONNX has suppression of one candidate or more, got a model with 0; set "
+            "model.top_k to 1 or more"
         )
     try:
         from ssd_fast.engine.onnx_detect import onnx_detect
@@ -92,6 +104,12 @@ def export_onnx(model: SSD, path: str | os.PathLike[str], *, opset: int = _OPSET
         verbose=False,
     )
     assert program is not None
+    written = program.model.opset_imports[""]
+    if written != opset:  # torch.onnx.export logs it and goes on
+        raise ValueError(
+            f"opset: torch {torch.__version__} can not write {opset}, only {written}; pass a lower "
+            f"one, such as opset={_OPSET}, or update torch and onnxscript"
+        )
     program.save(str(path))
 
 
@@ -109,7 +127,7 @@ class _Detector(nn.Module):
 
 
 def _program(model: SSD) -> torch.export.ExportedProgram:
-    """The model in evaluation mode, for any number of images of its own size."""
+    """The model in evaluation mode, for up to `_MAX_BATCH` images of its own size."""
     size, device = model.transform.size, model.priors.device
     images = torch.zeros(2, 3, size, size, device=device)
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)

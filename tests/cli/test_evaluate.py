@@ -2,6 +2,7 @@
 """Evaluation on a VOC folder."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,3 +113,31 @@ def test_a_report_is_written(ssd_fast: Callable, voc: Path, weights: Path, tmp_p
     assert report["weights"] == str(weights)
     assert f"best F1: {report['score_threshold']:.3f}" in result.out
     assert Path(report["worst_images"][0]["file"]).parent == voc / "JPEGImages"
+
+
+def test_an_image_that_does_not_decode_is_left_out_by_name(
+    ssd_fast: Callable, voc: Path, weights: Path, tmp_path: Path
+):
+    root = tmp_path / "voc"
+    shutil.copytree(voc, root)
+    first, second = (root / f"JPEGImages/scene{i}.png" for i in (6, 7))
+
+    def tear(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[200:260] = bytes(60)  # its header and its end stay: only decoding finds it
+        path.write_bytes(content)
+
+    tear(first)
+    arguments = ("eval", "--weights", weights, "--data", root, "--batch-size", 1)
+    result = ssd_fast(*arguments, "--output", tmp_path / "r", "--json", tmp_path / "n.json")
+    assert result.status == 0, result.err
+    assert "Left out of test, because broken: 1 image\n" in result.out
+    assert f"  {first}: the image does not decode" in result.out
+    assert json.loads((tmp_path / "n.json").read_text())["images"] == 1
+    (worst,) = json.loads((tmp_path / "r" / "report.json").read_text())["worst_images"]
+    assert worst["file"] == str(second)
+    tear(second)
+    result = ssd_fast(*arguments)
+    assert result.status == 2
+    (line,) = result.err.splitlines()
+    assert f"none of the 2 images of test decodes; {first}: the image does not decode" in line
