@@ -36,7 +36,10 @@ def accelerate(model: Model) -> Model:
       them twice), and an object with the label of the background is left out.
     * Classes never touch in NMS, equal scores keep the lower label, then the lower anchor, and
       rows with NaN or +inf logits yield nothing.
-    * Boxes, scores and losses of a half-precision model are float32.
+    * Boxes, scores and losses of a half-precision model are float32; float64 is refused.
+    * An object whose label is no class of the head, or whose box is not finite, is a ValueError
+      that names it (torchvision: an IndexError, or NaN).
+    * `torch.jit.script` does not compile it; `restore` gives back a model that it does.
 
     In the others: classes and levels never touch in NMS, equal scores keep the lower index, boxes
     and scores that are not finite are not kept, and a model in float64 is refused by the NMS.
@@ -49,8 +52,8 @@ def accelerate(model: Model) -> Model:
         The same object.
 
     Raises:
-        TypeError: the model is none of these, or its class overrides a method that would have to
-            be replaced.
+        TypeError: the model is none of these, or it or its class overrides a method that would
+            have to be replaced.
     """
     if accelerated(model):
         return model
@@ -62,7 +65,7 @@ def accelerate(model: Model) -> Model:
 
     changes: list[tuple[nn.Module, type[nn.Module]]]
     if isinstance(model, SSD):
-        changes = [(model, torchvision_ssd.accelerated_class(type(model)))]
+        changes = torchvision_ssd.changes(model)
     else:
         changes = torchvision_detectors.changes(model)
     if not changes:

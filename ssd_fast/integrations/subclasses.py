@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["CACHE", "check_not_overridden", "make_subclass"]
+__all__ = ["CACHE", "check_not_overridden", "check_not_set", "make_subclass"]
 
 CACHE = "_ssd_fast_anchors"
 """Name under which an accelerated module keeps what it computed; never copied or saved."""
@@ -33,6 +33,25 @@ def check_not_overridden(
                 f"model: {original.__name__} overrides {name}(), which would no longer be called; "
                 f"accelerate a plain {base.__name__}, or call ssd_fast.MultiBoxLoss and "
                 "ssd_fast.ops yourself"
+            )
+
+
+def check_not_set(module: nn.Module, methods: Sequence[str]) -> None:
+    """Refuses a module with methods of its own, set on the object, that would be passed by.
+
+    Args:
+        module: what to accelerate.
+        methods: names of what is replaced, or no longer called.
+
+    Raises:
+        TypeError: one of them is set on `module`.
+    """
+    for name in methods:
+        if name in module.__dict__:
+            raise TypeError(
+                f"model: {name} is set on this {type(module).__name__} object, so that our kernels "
+                f"or it would no longer be called; remove it (`del {name}` of the object) first, "
+                "or call ssd_fast.MultiBoxLoss and ssd_fast.ops yourself"
             )
 
 

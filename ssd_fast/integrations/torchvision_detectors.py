@@ -16,7 +16,7 @@ from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from ssd_fast.integrations.subclasses import check_not_overridden, make_subclass
+from ssd_fast.integrations.subclasses import check_not_overridden, check_not_set, make_subclass
 from ssd_fast.ops.match import match
 from ssd_fast.ops.nms import batched_nms
 
@@ -48,8 +48,8 @@ def changes(model: nn.Module) -> list[tuple[nn.Module, type[nn.Module]]]:
     """The modules of a detector that change their class, and to which; none for another model.
 
     Raises:
-        TypeError: a module overrides a method that is replaced, or an R-CNN has a proposal network
-            or heads that are not torchvision's.
+        TypeError: a module or its class overrides a method that is replaced, or an R-CNN has a
+            proposal network or heads that are not torchvision's.
     """
     if not isinstance(model, RetinaNet | FCOS | GeneralizedRCNN):
         return []
@@ -63,6 +63,8 @@ def changes(model: nn.Module) -> list[tuple[nn.Module, type[nn.Module]]]:
                     f"{type(part).__name__}"
                 )
             modules.append(part)
+    for module in modules:
+        check_not_set(module, list(_members(_base(type(module)))))
     return [(module, accelerated_class(type(module))) for module in modules]
 
 
@@ -73,16 +75,28 @@ def accelerated_class(original: type[nn.Module]) -> type[nn.Module]:
         TypeError: `original` overrides a method that is replaced.
     """
     if original not in _classes:
-        base = next(base for base in _METHODS if issubclass(original, base))
-        method, replaced = _METHODS[base]
-        members: dict[str, Any] = {}
-        if method is not None:
-            members[method] = _with_our_nms(getattr(base, method))
-        if base is RoIHeads:
-            members["assign_targets_to_proposals"] = _assign_targets_to_proposals
+        base = _base(original)
+        members = _members(base)
         check_not_overridden(original, base, list(members))
+        replaced = _METHODS[base][1]
         _classes[original] = make_subclass(original, members, replaced, accelerated_class)
     return _classes[original]
+
+
+def _base(original: type[nn.Module]) -> type[nn.Module]:
+    """The class of torchvision that `original` is or derives from."""
+    return next(base for base in _METHODS if issubclass(original, base))
+
+
+def _members(base: type[nn.Module]) -> dict[str, Any]:
+    """The methods that replace those of `base`, by name."""
+    method, _ = _METHODS[base]
+    members: dict[str, Any] = {}
+    if method is not None:
+        members[method] = _with_our_nms(getattr(base, method))
+    if base is RoIHeads:
+        members["assign_targets_to_proposals"] = _assign_targets_to_proposals
+    return members
 
 
 def _with_our_nms(method: FunctionType) -> FunctionType:

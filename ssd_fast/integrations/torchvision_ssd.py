@@ -4,8 +4,7 @@
 Only `accelerate` imports this module, and only when a model of torchvision is passed.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD, SSDHead, SSDScoringHead
 from torchvision.models.detection.ssdlite import SSDLiteHead
 
-from ssd_fast.integrations.subclasses import CACHE, check_not_overridden, make_subclass
+from ssd_fast.integrations.subclasses import (
+    CACHE,
+    check_not_overridden,
+    check_not_set,
+    make_subclass,
+)
 from ssd_fast.ops.detect import detect
 from ssd_fast.ops.multibox_loss import multibox_loss
 from ssd_fast.targets import Targets
@@ -31,9 +35,21 @@ REPLACED = {
     "nms": "ssd_fast.ops.detect",
 }
 
+PASSED_BY = ("forward", "compute_loss", "postprocess_detections", "eager_outputs")
+"""Methods of an SSD that are replaced, or no longer called."""
 
 # One class for each that was accelerated, so that two models of a class stay of one class.
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def changes(model: SSD) -> list[tuple[nn.Module, type[nn.Module]]]:
+    """The module that changes its class, and to which.
+
+    Raises:
+        TypeError: the model or its class overrides a method that the new forward would pass by.
+    """
+    check_not_set(model, PASSED_BY)
+    return [(model, accelerated_class(type(model)))]
 
 
 def accelerated_class(original: type[nn.Module]) -> type[nn.Module]:
@@ -43,8 +59,7 @@ def accelerated_class(original: type[nn.Module]) -> type[nn.Module]:
         TypeError: `original` overrides a method that the new forward would pass by.
     """
     if original not in _classes:
-        passed_by = ("forward", "compute_loss", "postprocess_detections", "eager_outputs")
-        check_not_overridden(original, SSD, passed_by)
+        check_not_overridden(original, SSD, PASSED_BY)
         members = {"forward": _forward}
         _classes[original] = make_subclass(original, members, REPLACED, accelerated_class)
     return _classes[original]
@@ -58,15 +73,18 @@ def _forward(
         _check_targets(targets)
     original_sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
     batch, targets = model.transform(images, targets)
+    packed = None
     if targets is not None:
-        _check_degenerate(targets)
+        packed = _pack(targets) if model.training else None
+        _check_values(targets, packed, _num_classes(model.head))
     features = model.backbone(batch.tensors)
     features = [features] if isinstance(features, Tensor) else list(features.values())
     deltas, logits = _head_outputs(model.head, features)
     anchors = _anchors(model, batch, features)
-    if model.training:
-        assert targets is not None
-        return _losses(model, deltas, logits, anchors, targets)
+    if packed is not None:
+        if isinstance(logits, Tensor) and logits.shape[-1] != _num_classes(model.head):
+            _check_values(targets, packed, logits.shape[-1])
+        return _losses(model, deltas, logits, anchors, packed)
     return _detections(model, deltas, logits, anchors, batch, original_sizes)
 
 
@@ -87,18 +105,57 @@ def _check_targets(targets: list[dict[str, Tensor]] | None) -> None:
         )
 
 
-def _check_degenerate(targets: list[dict[str, Tensor]]) -> None:
-    """Torchvision's check for boxes without area, in one pass and at most one synchronisation."""
+def _pack(targets: list[dict[str, Tensor]]) -> Targets:
+    # Without marks of what to ignore: torchvision trains on crowds as on any object.
+    objects = [{key: target[key] for key in ("boxes", "labels")} for target in targets]
+    return Targets.pack(objects, validate=False)
+
+
+def _num_classes(head: Any) -> int | None:
+    """C, background included; None of a head that tells it by its outputs alone."""
+    part = head.classification_head if type(head) in (SSDHead, SSDLiteHead) else None
+    return part.num_columns if isinstance(part, SSDScoringHead) else None
+
+
+def _check_values(
+    targets: list[dict[str, Tensor]], packed: Targets | None, num_classes: int | None
+) -> None:
+    """Torchvision's check for boxes without area and, with `packed`, for what would train nothing.
+
+    In one pass and at most one synchronisation.
+    """
     boxes = torch.cat([target["boxes"] for target in targets])
-    if bool((boxes[:, 2:] <= boxes[:, :2]).any()):
-        for index, target in enumerate(targets):
-            broken = (target["boxes"][:, 2:] <= target["boxes"][:, :2]).any(dim=1)
-            if bool(broken.any()):
-                torch._assert(
-                    False,
-                    "All bounding boxes should have positive height and width. Found invalid box "
-                    f"{target['boxes'][broken][0].tolist()} for target at index {index}.",
-                )
+    broken = (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)
+    if packed is not None:
+        broken |= ~packed.boxes.isfinite().all(dim=1) | (packed.labels < 0)
+        if num_classes is not None:
+            broken |= packed.labels >= num_classes
+    if not bool(broken.any()):
+        return
+    for index, target in enumerate(targets):
+        degenerate = (target["boxes"][:, 2:] <= target["boxes"][:, :2]).any(dim=1)
+        if bool(degenerate.any()):
+            torch._assert(
+                False,
+                "All bounding boxes should have positive height and width. Found invalid box "
+                f"{target['boxes'][degenerate][0].tolist()} for target at index {index}.",
+            )
+    _raise_first(targets, int(broken.nonzero()[0]), num_classes)
+
+
+def _raise_first(targets: list[dict[str, Tensor]], row: int, num_classes: int | None) -> NoReturn:
+    """Raises ValueError about object `row` of the batch."""
+    image = 0
+    while row >= len(targets[image]["boxes"]):
+        row -= len(targets[image]["boxes"])
+        image += 1
+    box, label = targets[image]["boxes"][row], int(targets[image]["labels"][row])
+    if not bool(box.float().isfinite().all()):
+        problem = f"['boxes'][{row}] is {tuple(box.tolist())}: expected finite corners"
+    else:
+        upper = "" if num_classes is None else f" and less than the head's {num_classes} classes"
+        problem = f"['labels'][{row}] is {label}: expected at least 0{upper}"
+    raise ValueError(f"targets[{image}]{problem}; correct the object, or leave it out")
 
 
 def _head_outputs(head: Any, features: list[Tensor]) -> tuple[Any, Any]:
@@ -141,20 +198,37 @@ def _anchors(model: Any, batch: ImageList, features: list[Tensor]) -> Tensor:
     size = tuple(batch.tensors.shape[-2:])
     key = (id(generator), repr(generator), grids, size, features[0].dtype, features[0].device)
     held = model.__dict__.get(CACHE)
-    if held is None or held[0] != key:
-        with torch.no_grad():
-            held = key, generator(one, features)[0].float()
-        model.__dict__[CACHE] = held
-    anchors: Tensor = held[1]
+    if held is not None and held[0] == key and not torch.compiler.is_exporting():
+        kept: Tensor = held[1]
+        return kept
+    # An inference tensor, kept, could not take part in training later.
+    with torch.inference_mode(False), torch.no_grad():
+        anchors: Tensor = generator(one, features)[0].float()
+    if _outlives_call(anchors):
+        model.__dict__[CACHE] = key, anchors
     return anchors
 
 
-def _variances(coder: BoxCoder) -> tuple[float, ...]:
+def _outlives_call(x: Tensor) -> bool:
+    """Whether a tensor has values of its own: none that a compiler traces has."""
+    return (
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._is_functional_tensor(x)
+    )
+
+
+def _variances(coder: Any) -> tuple[float, ...]:
+    if type(coder) is not BoxCoder:
+        raise TypeError(
+            f"box_coder: expected torchvision's BoxCoder, got {type(coder).__name__}; "
+            "ssd_fast.restore(model) brings back the original"
+        )
     return tuple(1.0 / weight for weight in coder.weights)
 
 
 def _losses(
-    model: Any, deltas: Any, logits: Any, anchors: Tensor, targets: Sequence[dict[str, Tensor]]
+    model: Any, deltas: Any, logits: Any, anchors: Tensor, packed: Targets
 ) -> dict[str, Tensor]:
     matcher = model.proposal_matcher
     if type(matcher) is not SSDMatcher:
@@ -162,9 +236,6 @@ def _losses(
             f"proposal_matcher: expected torchvision's SSDMatcher, got {type(matcher).__name__}; "
             "ssd_fast.restore(model) brings back the original"
         )
-    # Without marks of what to ignore: torchvision trains on crowds as on any object.
-    objects = [{key: target[key] for key in ("boxes", "labels")} for target in targets]
-    packed = Targets.pack(objects, validate=False)
     box_loss, class_loss, _ = multibox_loss(
         deltas,
         logits,

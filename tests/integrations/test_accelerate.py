@@ -222,6 +222,24 @@ def test_anchors_are_built_once(pair) -> None:
     assert calls == [1, 1]
 
 
+def test_evaluation_in_inference_mode_leaves_training_as_it_was(pair) -> None:
+    """What is kept between calls takes part in the next backward."""
+    model, original = pair
+    with torch.inference_mode():
+        model.eval()(_batch(0)[0])
+    _assert_same_training(model, original, 0)
+
+
+def test_an_export_leaves_the_model_as_it_was(pair) -> None:
+    """Before the first call and after it, nothing of the trace is kept."""
+    model, original = pair
+    images, _ = _batch(0, size=1)
+    for _ in range(2):
+        torch.export.export(model.eval(), (images,), strict=False)
+        _assert_same_training(model, original, 0)
+        _assert_same_detections(model, original, 0)
+
+
 def test_refuses_what_it_cannot_replace(torchvision) -> None:
     """Not a detector, another detector, or a subclass with its own loss."""
     from torchvision.models.detection.ssd import SSD
@@ -236,6 +254,73 @@ def test_refuses_what_it_cannot_replace(torchvision) -> None:
     model.__class__ = OwnLoss
     with pytest.raises(TypeError, match=r"OwnLoss overrides compute_loss\(\)"):
         ssd_fast.accelerate(model)
+
+
+@pytest.mark.parametrize("method", ["forward", "compute_loss", "postprocess_detections"])
+def test_refuses_methods_set_on_the_object(torchvision, method) -> None:
+    """They would be passed by, or pass our kernels by; without them it is accelerated."""
+    model = _small_ssd()
+    setattr(model, method, getattr(model, method))
+    with pytest.raises(TypeError, match=rf"model: {method} is set on this SSD .* remove it"):
+        ssd_fast.accelerate(model)
+    assert not ssd_fast.accelerated(model)
+    delattr(model, method)
+    assert ssd_fast.accelerated(ssd_fast.accelerate(model))
+
+
+def test_refuses_another_box_coder(pair) -> None:
+    """In training and in evaluation, as it does another matcher."""
+    from torchvision.models.detection._utils import BoxCoder
+
+    class OwnCoder(BoxCoder):
+        pass
+
+    model, _ = pair
+    model.box_coder = OwnCoder((10.0, 10.0, 5.0, 5.0))
+    images, targets = _batch(0)
+    with pytest.raises(TypeError, match=r"box_coder: expected .* BoxCoder, got OwnCoder"):
+        model.train()(images, targets)
+    with pytest.raises(TypeError, match=r"box_coder: expected .* BoxCoder, got OwnCoder"):
+        model.eval()(images)
+
+
+class _OwnHead(nn.Module):
+    """A head that is not torchvision's, though it does the same."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        return self.head(x)
+
+
+@pytest.mark.parametrize("own_head", [False, True])
+@pytest.mark.parametrize("label", [-1, 5, 2**40])
+def test_labels_out_of_range_are_named(pair, own_head, label) -> None:
+    """Torchvision's IndexError, of every head; the background is the head's own class."""
+    model, _ = pair
+    if own_head:
+        model.head = _OwnHead(model.head)
+    images, targets = _batch(1)
+    row = len(targets[2]["labels"]) - 1
+    targets[2]["labels"][row] = 0
+    model(images, targets)
+    targets[2]["labels"][row] = label
+    with pytest.raises(
+        ValueError, match=rf"targets\[2\]\['labels'\]\[{row}\] is {label}: .* least 0"
+    ):
+        model(images, targets)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_boxes_that_are_not_finite_are_named(pair, value) -> None:
+    """Where torchvision's loss is NaN."""
+    model, _ = pair
+    images, targets = _batch(0)
+    targets[2]["boxes"][0, 2] = value
+    with pytest.raises(ValueError, match=r"targets\[2\]\['boxes'\]\[0\] is .*: expected finite"):
+        model(images, targets)
 
 
 def test_bad_targets_get_the_messages_of_torchvision(pair) -> None:

@@ -201,7 +201,7 @@ def test_twice_changes_nothing(pair) -> None:
     assert [type(m) for m in model.modules()] == kinds
 
 
-@pytest.mark.parametrize(
+METHODS = pytest.mark.parametrize(
     ("kind", "part", "method"),
     [
         ("retinanet", None, "postprocess_detections"),
@@ -210,6 +210,9 @@ def test_twice_changes_nothing(pair) -> None:
         ("faster_rcnn", "roi_heads", "assign_targets_to_proposals"),
     ],
 )
+
+
+@METHODS
 def test_refuses_a_class_with_its_own_method(torchvision, kind, part, method) -> None:
     """Nothing is changed before the refusal."""
     model = build(kind)
@@ -217,6 +220,18 @@ def test_refuses_a_class_with_its_own_method(torchvision, kind, part, method) ->
     module.__class__ = type("Own", (type(module),), {method: lambda *_: None})
     kinds = [type(m) for m in model.modules()]
     with pytest.raises(TypeError, match=rf"Own overrides {method}\(\)"):
+        ssd_fast.accelerate(model)
+    assert [type(m) for m in model.modules()] == kinds
+
+
+@METHODS
+def test_refuses_a_method_set_on_the_object(torchvision, kind, part, method) -> None:
+    """It would pass our kernels by; nothing is changed before the refusal."""
+    model = build(kind)
+    module = model if part is None else getattr(model, part)
+    setattr(module, method, getattr(module, method))
+    kinds = [type(m) for m in model.modules()]
+    with pytest.raises(TypeError, match=rf"model: {method} is set on this .* remove it"):
         ssd_fast.accelerate(model)
     assert [type(m) for m in model.modules()] == kinds
 
