@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ssd_fast.convert import import_state_dict, layout_of, read_weights
+from ssd_fast.convert.layouts import LAYOUTS
+from ssd_fast.engine.weights import saved_config
 from ssd_fast.models.ssd import SSD
 
 __all__ = ["BackboneWeights", "read_backbone"]
 
 _ENUM = "VGG16_Weights."
 _PREFIX = "backbone."
+_OWN = "backbone.conv1.0.conv.weight"  # in files of this package
 # Where torchvision's list of layers holds the convolutions; conv6 and conv7 follow in
 # vgg16_reducedfc.pth, ImageNet's fully connected layers made convolutions (SSD paper, section 3).
 _CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -88,12 +91,24 @@ def read_backbone(source: str | os.PathLike[str]) -> BackboneWeights:
             f"backbone_weights: {source} holds no weights of VGG16 or of an SSD300 on it; its names"
             f" are like {', '.join(map(repr, list(weights)[:3]))}"
         )
-    return BackboneWeights(source, tensors)
+    return BackboneWeights(source, tensors, _pixels(source, weights))
+
+
+def _pixels(source: str, weights: dict[str, Tensor]) -> dict[str, tuple[float, ...]]:
+    """What a detector was trained on, by the file's own config or by the layout of its names."""
+    if _OWN in weights:
+        config = saved_config(source) if source.endswith(".safetensors") else {}
+        return {name: tuple(config[name]) for name in ("image_mean", "image_std") if name in config}
+    try:
+        layout = LAYOUTS[layout_of(weights)]
+    except ValueError:  # of VGG16 alone
+        return {}
+    return {"image_mean": layout.image_mean, "image_std": layout.image_std}
 
 
 def _named(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """The backbone's tensors by its own names, whoever named them."""
-    if "backbone.conv1.0.conv.weight" not in weights:
+    if _OWN not in weights:
         for prefix, numbers in (("features.", _CONVOLUTIONS), ("", _CONVOLUTIONS + _REDUCED)):
             if all(f"{prefix}{number}.weight" in weights for number in numbers):
                 return _numbered(weights, prefix, numbers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; start a run without --resume")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint of ssd_fast") from error
+    with open(path, "rb") as file:
+        try:
+            # torch writes the checksums of its archive and does not look at them.
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # each reader on the way has errors of its own for bad bytes
+            raise ValueError(f"{path} is damaged or no checkpoint of ssd_fast: {error}") from error
     if not isinstance(state, dict) or "format" not in state:
         raise ValueError(f"{path} is no checkpoint of ssd_fast")
     if state["format"] != _FORMAT:

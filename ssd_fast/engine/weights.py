@@ -13,7 +13,7 @@ import torch
 from ssd_fast.engine.output import write_file
 from ssd_fast.models.ssd import SSD
 
-__all__ = ["load_weights", "save_weights"]
+__all__ = ["load_weights", "save_weights", "saved_config"]
 
 _KEY = "ssd_fast"
 _FORMAT = 1
@@ -77,6 +77,30 @@ def load_weights(
         raise ValueError(f"{path} does not hold the tensors of its own config: {error}") from error
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval(), class_names
+
+
+def saved_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The `config` of the model whose weights a file holds.
+
+    Args:
+        path: a safetensors file.
+
+    Returns:
+        The config, empty where another program wrote the file.
+
+    Raises:
+        ValueError: the file says something else than `save_weights` does.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if _KEY not in metadata:
+        return {}
+    try:
+        return dict(json.loads(metadata[_KEY])["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a config that this version cannot read: {error}") from error
 
 
 def _build(path: str | os.PathLike[str], metadata: dict[str, str]) -> tuple[SSD, tuple[str, ...]]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssd_fast.convert.layouts import LAYOUTS, shapes
 from ssd_fast.engine.backbone_weights import read_backbone
 from ssd_fast.engine.weights import save_weights
 from ssd_fast.models.ssd import SSD, ssd300_vgg16
@@ -74,6 +75,23 @@ def test_a_detector_gives_its_backbone_and_no_head(tmp_path: Path):
     read_backbone(tmp_path / "weights.safetensors").load_into(model)
     own = model.backbone.state_dict()
     assert all(torch.equal(own[name], t) for name, t in source.backbone.state_dict().items())
+
+
+def test_a_detector_says_what_pixels_it_was_trained_on(tmp_path: Path):
+    pixels = {"image_mean": (0.5, 0.25, 0.125), "image_std": (0.5, 1.0, 2.0)}
+    source = ssd300_vgg16(4, width=0.03, **pixels)
+    save_weights(tmp_path / "weights.safetensors", source, ("a", "b", "c"))
+    assert read_backbone(tmp_path / "weights.safetensors").pixels == pixels
+    # A state dict alone does not say them, unless its layout does.
+    torch.save(source.state_dict(), tmp_path / "own.pth")
+    assert read_backbone(tmp_path / "own.pth").pixels == {}
+    layout = LAYOUTS["torchvision"]
+    theirs = {
+        layout.names[name]: torch.zeros(()).expand(shape) for name, shape in shapes(4).items()
+    }
+    torch.save(theirs, tmp_path / "torchvision.pth")
+    found = read_backbone(tmp_path / "torchvision.pth").pixels
+    assert found == {"image_mean": layout.image_mean, "image_std": layout.image_std}
 
 
 def test_another_width_is_named(tmp_path: Path):
