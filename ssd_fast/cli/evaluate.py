@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from ssd_fast.cli.console import Console
+    from ssd_fast.data import BrokenSample
     from ssd_fast.engine.batches import DetectionDataset
     from ssd_fast.engine.evaluation import Evaluation, Metric
     from ssd_fast.engine.precision import Precision
@@ -45,7 +48,7 @@ class Evaluate:
     PNG, and report.json, whose score threshold predict takes where it lies with the weights."""
 
     def run(self) -> int:
-        """Detects, scores and prints."""
+        """Detects, scores and prints; an image that does not decode is named and left out."""
         from ssd_fast.cli.extras import require
 
         require("evaluation", "rich", "PIL", "defusedxml", "safetensors")
@@ -85,9 +88,16 @@ class Evaluate:
         tell_problems(problems, image_set, console)
         precision = choose_precision(device, self.precision)
         console.say(f"{len(dataset)} images of {image_set}, on {device.type} in {precision}")
+        broken: dict[int, BrokenSample] = {}
         found, targets = detect_shown(
-            model, dataset, precision, console, batch_size=self.batch_size
+            model,
+            dataset,
+            precision,
+            console,
+            batch_size=self.batch_size,
+            on_broken=broken.__setitem__,
         )
+        dataset = _without(dataset, broken, image_set, console)
         evaluation = score_detections(found, targets, class_names, metric=self.metric)
         console.show_average_precision(evaluation)
         if self.json is not None:
@@ -124,6 +134,24 @@ class Evaluate:
         console.say(f"Score threshold with the best F1: {report.score_threshold:.3f}; see {page}")
 
 
+def _without(
+    dataset: DetectionDataset, broken: dict[int, BrokenSample], image_set: str, console: Console
+) -> DetectionDataset:
+    """The images of which there are detections; says which others there were."""
+    from ssd_fast.cli.datasets import tell_problems
+    from ssd_fast.data import Problem
+    from ssd_fast.engine.distributed_evaluation import Part
+
+    if not broken:
+        return dataset
+    if len(broken) == len(dataset):
+        first = next(iter(broken.values()))
+        raise ValueError(f"none of the {len(dataset)} images of {image_set} decodes; {first}")
+    problems = [Problem(error.path, None, error.reason) for error in broken.values()]
+    tell_problems(problems, image_set, console)
+    return Part(dataset, [i for i in range(len(dataset)) if i not in broken])
+
+
 def detect_shown(
     model: SSD,
     dataset: DetectionDataset,
@@ -131,6 +159,7 @@ def detect_shown(
     console: Console,
     *,
     batch_size: int = 16,
+    on_broken: Callable[[int, BrokenSample], object] | None = None,
 ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
     """Detects objects in a dataset with a progress bar.
 
@@ -140,6 +169,7 @@ def detect_shown(
         precision: arithmetic of the model.
         console: where the bar goes.
         batch_size: images at a time.
+        on_broken: as for `detect_dataset`.
 
     Returns:
         Detections and targets, one dict an image each.
@@ -149,7 +179,9 @@ def detect_shown(
     from ssd_fast.engine.evaluation import detect_dataset
 
     found = track(
-        detect_dataset(model, dataset, precision=precision, batch_size=batch_size),
+        detect_dataset(
+            model, dataset, precision=precision, batch_size=batch_size, on_broken=on_broken
+        ),
         "evaluating",
         total=-(-len(dataset) // batch_size),
         console=console.rich,

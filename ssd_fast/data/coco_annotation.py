@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ class CocoObject(NamedTuple):
         category: name of its class, None if the file has no such category.
         category_id: as written.
         box: x, y, width, height as written; None where there is no number.
-        area: of its segmentation in pixels; of its box where the file gives none.
-        crowd: whether it stands for many objects that were not told apart.
+        area: of its segmentation in pixels; of its box where the file gives none above 0.
+        iscrowd: as written; 0 where the file says nothing.
     """
 
     id: int | str
@@ -34,7 +35,12 @@ class CocoObject(NamedTuple):
     category_id: object
     box: tuple[float | None, ...]
     area: float
-    crowd: bool
+    iscrowd: object
+
+    @property
+    def crowd(self) -> bool:
+        """Whether it stands for many objects that were not told apart."""
+        return self.iscrowd == 1
 
     def fault(self, size: tuple[int, int], class_names: frozenset[str]) -> str | None:
         """Says why the object cannot be used, with its values; None if it can.
@@ -58,6 +64,11 @@ class CocoObject(NamedTuple):
         x1, y1, x2, y2 = self.corners(size)
         if x2 <= x1 or y2 <= y1:
             return f"the box lies outside the image of {size[0]} x {size[1]} pixels: {values}"
+        x1, y1, x2, y2 = array("f", (x1, y1, x2, y2))  # as datasets keep them
+        if x2 <= x1 or y2 <= y1:
+            return f"the box has no area in float32: {values}"
+        if self.iscrowd not in (0, 1):  # True and False too, but no "0"
+            return f"iscrowd: expected 0 or 1, got {self.iscrowd!r}"
         return None
 
     def corners(self, size: tuple[int, int]) -> Corners:
@@ -143,7 +154,7 @@ def read_coco(path: Path, problems: list[Problem]) -> CocoAnnotation:
 def _load(path: Path) -> dict[str, Any]:
     """The file's three lists, of which only the annotations may be missing."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             content = json.load(file)
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file") from None
@@ -229,14 +240,15 @@ def _read_object(entry: Any, number: int | str, names: Mapping[int, str]) -> Coc
     values = list(box) if isinstance(box, list) and len(box) == 4 else [None] * 4
     corners = tuple(_finite(value) for value in values)
     own = (corners[2] or 0.0) * (corners[3] or 0.0)
-    category = entry.get("category_id")
+    area = array("f", [_finite(entry.get("area")) or 0.0])[0]
+    category, crowd = entry.get("category_id"), entry.get("iscrowd")
     return CocoObject(
         number,
         names.get(category) if type(category) is int else None,  # True is no 1
         category,
         corners,
-        _finite(entry.get("area")) or own,
-        bool(entry.get("iscrowd")),
+        area if 0 < area < math.inf else own,
+        0 if crowd is None else crowd,
     )
 
 

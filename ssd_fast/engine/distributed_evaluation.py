@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor
 
 from ssd_fast.data import BrokenSample
@@ -12,23 +14,37 @@ from ssd_fast.engine.evaluation import Evaluation, detect_dataset, score_detecti
 from ssd_fast.engine.precision import Precision
 from ssd_fast.models.ssd import SSD
 
-__all__ = ["decodable", "evaluate_together"]
+__all__ = ["Part", "decodable", "evaluate_together"]
 
 
-class _Part:
-    """Some images of a dataset."""
+class Part:
+    """Some images of a dataset.
+
+    Args:
+        dataset: of all.
+        indices: which, in which order.
+    """
 
     def __init__(self, dataset: DetectionDataset, indices: list[int]) -> None:
         self.dataset, self.indices = dataset, indices
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """The dataset's."""
         return self.dataset.class_names
 
+    @property
+    def paths(self) -> tuple[Path, ...] | None:
+        """The image files; None if the dataset has none."""
+        paths = getattr(self.dataset, "paths", None)
+        return None if paths is None else tuple(paths[i] for i in self.indices)
+
     def __len__(self) -> int:
+        """Number of images."""
         return len(self.indices)
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, dict[str, Tensor]]:
+        """An image and its target."""
         return self.dataset[self.indices[index]]
 
 
@@ -58,7 +74,7 @@ def decodable(dataset: DetectionDataset, world: World) -> tuple[DetectionDataset
         raise ValueError(
             f"none of the {len(dataset)} images decodes; {next(iter(broken.values()))}"
         )
-    return _Part(dataset, [i for i in range(len(dataset)) if i not in broken]), [*broken.values()]
+    return Part(dataset, [i for i in range(len(dataset)) if i not in broken]), [*broken.values()]
 
 
 def evaluate_together(
@@ -89,7 +105,7 @@ def evaluate_together(
     indices = world.batches(len(dataset), batch_size)
     detections: list[dict[str, Tensor]] = []
     targets: list[dict[str, Tensor]] = []
-    part = _Part(dataset, indices)
+    part = Part(dataset, indices)
     for found, there in detect_dataset(model, part, precision=precision, batch_size=batch_size):
         detections += found
         targets += there

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from ssd_fast.data import BrokenSample
 from ssd_fast.engine.average_precision import (
     COCO_THRESHOLDS,
     AveragePrecision,
@@ -90,7 +91,12 @@ def detect_images(
 
 
 def detect_dataset(
-    model: SSD, dataset: DetectionDataset, *, precision: Precision, batch_size: int = 16
+    model: SSD,
+    dataset: DetectionDataset,
+    *,
+    precision: Precision,
+    batch_size: int = 16,
+    on_broken: Callable[[int, BrokenSample], object] | None = None,
 ) -> Iterator[tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]]:
     """Detects objects in every image of a dataset, a batch at a time.
 
@@ -99,16 +105,29 @@ def detect_dataset(
         dataset: images and their objects.
         precision: arithmetic of the model.
         batch_size: images at a time.
+        on_broken: is called with the index of an image that does not decode, which is left out;
+            None stops there.
 
     Yields:
         Detections and targets of the next images, boxes in pixels.
+
+    Raises:
+        BrokenSample: an image does not decode, and `on_broken` is None.
     """
     model.eval()
     for start in range(0, len(dataset), batch_size):
         stop = min(start + batch_size, len(dataset))
-        samples = [dataset[i] for i in range(start, stop)]
+        samples = []
+        for i in range(start, stop):
+            try:
+                samples.append(dataset[i])
+            except BrokenSample as error:
+                if on_broken is None:
+                    raise
+                on_broken(i, error)
         images = [image for image, _ in samples]
-        yield detect_images(model, images, precision=precision), [t for _, t in samples]
+        found = detect_images(model, images, precision=precision) if images else []
+        yield found, [target for _, target in samples]
 
 
 def score_detections(

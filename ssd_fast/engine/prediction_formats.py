@@ -73,7 +73,7 @@ class COCOIds:
             ValueError: it is no such file, or lacks a class; names both.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
             images = {str(row["file_name"]): int(row["id"]) for row in content["images"]}
             categories = {str(row["name"]): int(row["id"]) for row in content["categories"]}
         except (ValueError, KeyError, TypeError) as error:
