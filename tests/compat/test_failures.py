@@ -247,6 +247,22 @@ def lufficc_on(toy: SimpleNamespace) -> tuple[Tensor, Tensor]:
     return losses
 
 
+def test_many_positives_count_once(toy):
+    """Their first releases added the mask of ranks to the positives': its 2 ran over them."""
+    labels = torch.tensor([[1, 2, 3, 4, 0, 0]])
+    ploc, plabel = toy.deltas.transpose(1, 2), toy.logits.transpose(1, 2)
+    arguments = ploc, plabel, toy.priors.t()[None], labels
+    loss = compat.nvidia.Loss(toy.dboxes)(*arguments)
+    rows = F.cross_entropy(toy.logits[0], labels[0], reduction="none")
+    boxes = F.smooth_l1_loss(toy.deltas, torch.zeros(1, P, 4), reduction="none")[0, :4].sum()
+    torch.testing.assert_close(loss, (boxes + rows.sum()) / 4)
+    torch.testing.assert_close(loss, nvidia.Loss(toy.dboxes)(*arguments))
+    positive = labels[0] > 0
+    rank = rows.masked_fill(positive, 0).argsort(descending=True).argsort()
+    weight = positive.float() + (rank < min(3 * 4, P)).float()
+    assert (boxes + (weight * rows).sum()) / 4 > loss + 0.1
+
+
 def test_two_objects_that_claim_one_prior(toy):
     """The last one has it, in every call: by index on the CPU, unordered on CUDA in theirs."""
     boxes = toy.priors[:1].clone()
@@ -313,6 +329,7 @@ ROWS = {
     "label 0 for an object": (test_an_object_labelled_as_background,),
     "an object that overlaps no prior": (test_an_object_that_overlaps_no_prior_takes_none,),
     "logits 104 below the largest of the batch": (test_logits_far_below_the_largest_of_the_batch,),
+    "positives on more than a quarter of an image's rows": (test_many_positives_count_once,),
     "two objects that claim one prior": (test_two_objects_that_claim_one_prior,),
     "decode_batch": (test_decode_batch_leaves_its_input,),
 }

@@ -128,6 +128,28 @@ def test_bad_arguments_are_named(tmp_path: Path):
     model.nms = "diou"
     with pytest.raises(ValueError, match=r"nms: ONNX has hard suppression alone, got .*'diou'"):
         export_onnx(model, tmp_path / "model.onnx")
+    model.nms, model.top_k = "hard", 0
+    with pytest.raises(ValueError, match=r"top_k: ONNX has .* one candidate or more, .* with 0;"):
+        export_onnx(model, tmp_path / "model.onnx")
+    for threshold in (-0.5, 1.5):
+        model.top_k, model.iou_threshold = 400, threshold
+        with pytest.raises(ValueError, match=rf"iou_threshold: .* \[0, 1\] .* {threshold};"):
+            export_onnx(model, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"package is named \*\.pt2, got .*model\.so"):
         export_aoti(model, tmp_path / "model.so")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_opset_that_is_too_new_leaves_no_file(tmp_path: Path):
+    """torch.onnx.export writes another one and logs it."""
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
+    with pytest.raises(ValueError, match=r"opset: torch .* can not write 99, only .* opset=18"):
+        export_onnx(build(), tmp_path / "model.onnx", opset=99)
+    assert not list(tmp_path.iterdir())
+
+
+def test_as_many_images_as_documented(tmp_path: Path):
+    export_torch(build(), tmp_path / "model.pt2")
+    (bounds,) = torch.export.load(tmp_path / "model.pt2").range_constraints.values()
+    assert (bounds.lower, bounds.upper) == (1, 1024)
+    assert f"for B from {bounds.lower} up to {bounds.upper};" in export_torch.__doc__
