@@ -39,10 +39,12 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         # torchvision, references/detection/README.md, "SSD300 VGG16": 8 GPUs with 4 images each,
         # --epochs 120 --lr-steps 80 110 --lr 0.002 --weight-decay 0.0005; its train.py warms up
-        # for 1000 steps.
+        # for 1000 steps. Of a backbone with weights, its ssd300_vgg16 trains 4 of the 5 stages
+        # (trainable_backbone_layers); of one without, all.
         "torchvision-coco": {
             **_PAPER,
             "priors": "torchvision",
+            "freeze": 1,
             "augment": "torchvision",
             "epochs": 120.0,
             "learning_rate": 2e-3,
@@ -74,13 +76,21 @@ def recipe_options(arguments: Sequence[str]) -> dict[str, Any]:
         Fields of `Train`; none without `--recipe`, or for a name that the parser will refuse.
     """
     typed = [argument.partition("=")[0] for argument in arguments]
-    if "--recipe" not in typed:
-        return {}
-    i = typed.index("--recipe")
-    value = arguments[i].partition("=")[2] or "".join(arguments[i + 1 : i + 2])
+    value = _typed(arguments, "--recipe")
     if value not in RECIPES:
         return {}
     options = {"recipe": value, **RECIPES[value]}
+    if "backbone_weights" in options and _typed(arguments, "--backbone-weights") == "none":
+        options.pop("freeze", None)  # the source freezes trained stages, and no others
     if "--epochs" in typed:
         options.pop("steps", None)  # which would go before the epochs that were asked for
     return options
+
+
+def _typed(arguments: Sequence[str], option: str) -> str:
+    """The value that follows an option; "" without it."""
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            return value if equals else "".join(arguments[i + 1 : i + 2])
+    return ""

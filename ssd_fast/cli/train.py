@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,23 +103,30 @@ class Train:
         from ssd_fast.cli.training_run import TrainingRun
         from ssd_fast.engine.checkpoint import load_checkpoint
         from ssd_fast.engine.distributed import process_group
-        from ssd_fast.engine.output import locked_folder, output_folder
+        from ssd_fast.engine.output import home_expanded, locked_folder, output_folder
 
-        path = self.output / CHECKPOINT
+        self._check_numbers()
+        options = dataclasses.replace(self, output=home_expanded(self.output))
+        path = options.output / CHECKPOINT
         with process_group() as world:
-            goes_on = self.resume or (world.restarted and path.exists())
+            goes_on = self.resume or _is_of_launch(path, world.launch)
             if not goes_on and world.is_main:
-                output_folder(self.output)
-            with locked_folder(self.output) if world.is_main else nullcontext():
+                output_folder(options.output)
+            with locked_folder(options.output) if world.is_main else nullcontext():
                 if not goes_on and path.exists():
                     raise ValueError(
-                        f"{self.output} holds a run already: add --resume to go on with it, or name"
-                        " another folder with --output"
+                        f"{options.output} holds a run already: add --resume to go on with it, or"
+                        " name another folder with --output"
                     )
                 saved = load_checkpoint(path) if goes_on else None
                 if saved is not None:
-                    self._check_unchanged(saved["options"])
-                return TrainingRun(self, saved, world).run()
+                    options._check_unchanged(saved["options"])
+                elif self.freeze > 0 and self.backbone_weights in ("", "none"):
+                    raise ValueError(
+                        f"--freeze: {self.freeze} stages would keep random weights; name a detector"
+                        " or VGG16 with --backbone-weights, or take --freeze 0"
+                    )
+                return TrainingRun(options, saved, world).run()
 
     def resumed(self) -> Train:
         """The options of the run in the output folder, on which those of the command line go.
@@ -131,8 +139,9 @@ class Train:
 
         require("training", "rich", "PIL", "defusedxml", "matplotlib", "safetensors")
         from ssd_fast.engine.checkpoint import load_checkpoint
+        from ssd_fast.engine.output import home_expanded
 
-        path = self.output / CHECKPOINT
+        path = home_expanded(self.output) / CHECKPOINT
         saved = load_checkpoint(path)
         missing = {"options", "trainer", "model", "class_names", "images", "seconds"} - saved.keys()
         if missing:
@@ -146,6 +155,18 @@ class Train:
                 f" {', '.join(sorted(unknown))}"
             )
         return Train(**saved["options"], output=self.output, resume=True)
+
+    def _check_numbers(self) -> None:
+        """Raises ValueError for a number that only this command knows, and that nothing can be."""
+        if not 0 <= self.validate_every < math.inf:
+            raise ValueError(
+                "--validate-every: expected a number of epochs, or 0 to validate at the end alone,"
+                f" got {self.validate_every}"
+            )
+        if not self.save_every >= 0:
+            raise ValueError(f"--save-every: expected 0 seconds or more, got {self.save_every}")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"--seed: expected a number of 64 bits, got {self.seed}")
 
     def _check_unchanged(self, saved: dict[str, Any]) -> None:
         """Raises ValueError for an option that a run cannot change on its way."""
@@ -162,3 +183,15 @@ class Train:
         options = dataclasses.asdict(self)
         del options["output"], options["resume"]
         return options
+
+
+def _is_of_launch(path: Path, launch: str) -> bool:
+    """Whether a checkpoint was written by this torchrun, before it started its processes again."""
+    from ssd_fast.engine.checkpoint import load_checkpoint
+
+    if not launch or not path.exists():
+        return False
+    try:
+        return bool(load_checkpoint(path).get("launch") == launch)
+    except ValueError:  # something else, which is not touched
+        return False

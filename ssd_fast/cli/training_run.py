@@ -215,6 +215,7 @@ class TrainingRun:
         log.flush()
         state = {
             "options": self.options.saved(),
+            "launch": self.world.launch,
             "class_names": list(self.dataset.class_names),
             "images": len(self.dataset),
             "seconds": self.seconds,

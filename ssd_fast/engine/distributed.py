@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
@@ -34,13 +33,14 @@ class World:
         device: where this process computes.
         rank: its number, from 0; process 0 alone writes files.
         size: how many there are.
-        restarted: whether torchrun has started them again, after one of the run had died.
+        launch: the id of the torchrun that started them, the same when it starts them again after
+            one has died; "" for a process that nobody started.
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
-    restarted: bool = False
+    launch: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -129,12 +129,12 @@ def process_group() -> Iterator[World]:
         torch.cuda.set_device(device)
     # torchrun's variables say who and where.
     store, rank, size = next(rendezvous("env://"))
+    launch = _launch(store)
     # Objects go through gloo on the CPU.
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=_unused(store, rank, size), rank=rank, world_size=size)
     try:
-        world = World(device, rank, size)
-        yield replace(world, restarted=world.any(_restarts() > 0))
+        yield World(device, rank, size, launch)
     finally:
         dist.destroy_process_group()
 
@@ -166,7 +166,9 @@ def _unused(store: Store, rank: int, size: int) -> Store:
             return PrefixStore(name, store)
 
 
-def _restarts() -> int:
-    """How often torchrun has started this process again, after one of the run had died."""
-    # torchrun's protocol; torch has no function for it.
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def _launch(store: Store) -> str:
+    """An id that the first process to ask leaves in torchrun's store, for all of its starts."""
+    while isinstance(store, PrefixStore):  # as a torch may make one for each start
+        store = store.underlying_store
+    # It sets what is not there yet, and returns what is there then.
+    return store.compare_set("ssd_fast launch", "", uuid.uuid4().hex).decode()

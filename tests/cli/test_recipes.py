@@ -45,6 +45,27 @@ def test_typed_epochs_go_before_a_recipes_steps():
     assert "steps" not in recipe_options(["--epochs=3", "--recipe=paper-voc"])
 
 
+def test_torchvisions_recipe_freezes_what_was_trained():
+    recipe = ["--recipe", "torchvision-coco"]
+    assert recipe_options(recipe)["freeze"] == 1
+    assert recipe_options([*recipe, "--backbone-weights", "vgg.pth"])["freeze"] == 1
+    for none in (["--backbone-weights", "none"], ["--backbone-weights=none"]):
+        assert "freeze" not in recipe_options([*recipe, *none])
+
+
+def test_random_weights_are_not_frozen(ssd_fast: Callable, tmp_path: Path):
+    command = ("train", "--data", "shapes", "--output", tmp_path)
+    for wrong in (
+        ("--recipe", "finetune"),
+        ("--freeze", 2),
+        ("--freeze", 2, "--backbone-weights", "none"),
+    ):
+        result = ssd_fast(*command, *wrong)
+        assert result.status == 2
+        assert "--freeze: 2 stages would keep random weights; name a detec" in result.err
+        assert "--backbone-weights" in result.err
+
+
 def test_help_shows_the_recipe(ssd_fast: Callable, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         ssd_fast("train", "--recipe", "torchvision-coco", "--help")
@@ -78,6 +99,6 @@ def test_weights_that_do_not_load_are_one_line(ssd_fast: Callable, voc: Path, tm
     assert result.status == 2
     (line,) = result.err.splitlines()
     assert "no weights at" in line
-    result = ssd_fast(*command, "--precision", "float16")
+    result = ssd_fast(*command, "--freeze", 0, "--precision", "float16")
     assert result.status == 2
     assert "precision: float16 needs a GPU, not cpu; take bfloat16 or float32" in result.err

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from ssd_fast.engine.checkpoint import load_checkpoint, save_checkpoint
+from ssd_fast.engine.distributed import World
 from ssd_fast.engine.trainer import Trainer
 
 TINY = ("--width", 0.03, "--batch-size", 2, "--steps", 4, "--precision", "float32", "--warmup", 1)
@@ -175,6 +177,48 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     assert f"Going on after step {kept} of 4" in result.out
 
 
+def test_a_torchrun_goes_on_with_its_own_run_alone(
+    ssd_fast: Callable, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def launched_by(name: str) -> None:
+        world = World(torch.device("cpu"), launch=name)
+        monkeypatch.setattr("ssd_fast.engine.distributed.process_group", lambda: nullcontext(world))
+
+    command = ("train", "--data", f"voc:{voc}", *TINY, "--output", tmp_path)
+    launched_by("first")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 2, signal.SIGTERM)
+        assert ssd_fast(*command).status == 128 + signal.SIGTERM
+    for other in ("second", ""):
+        launched_by(other)
+        result = ssd_fast(*command)
+        assert result.status == 2
+        assert "holds a run already: add --resume" in result.err
+    launched_by("first")
+    result = ssd_fast(*command)
+    assert result.status == 0, result.err
+    assert "Going on after step 2 of 4" in result.out
+    (tmp_path / "checkpoint.pt").write_bytes(b"precious")
+    assert "holds a run already: add --resume" in ssd_fast(*command).err
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"precious"
+
+
+def test_a_home_folder_that_the_shell_left(
+    ssd_fast: Callable, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    result = ssd_fast("train", "--data", f"voc:{voc}", *TINY, "--output", "~/run")
+    assert result.status == 0, result.err
+    assert (tmp_path / "run/weights.safetensors").exists()
+    assert ssd_fast("train", "--resume", "--output", "~/run").status == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    for arguments in (("--data", "shapes"), ("--resume",)):
+        result = ssd_fast("train", *arguments, "--output", "~nosuch/run")
+        assert result.status == 2
+        assert "~nosuch/run: there is no home folder ~nosuch" in result.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -184,6 +228,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(
         (["--data", "voc:/no/such/folder"], "/no/such/folder: there is no such folder"),
         (["--data", "shapes", "--steps", "0"], "steps: 0 is out of range"),
         (["--data", "shapes", "--epochs", "0"], "--epochs: expected more than 0"),
+        (["--data", "shapes", "--validate-every", "inf"], "--validate-every: expected a number"),
+        (["--data", "shapes", "--validate-every", "nan"], "at the end alone, got nan"),
+        (["--data", "shapes", "--save-every", "nan"], "--save-every: expected 0 seconds or more"),
+        (["--data", "shapes", "--seed", str(2**64)], "--seed: expected a number of 64 bits"),
         (["--data", "shapes", "--batch-size", "0"], "--batch-size: expected 1 or more, got 0"),
         (["--data", "shapes", "--batch-size", "1"], "batch norm cannot learn from one image"),
         (["--data", "shapes", "--width", "-1"], "width: expected a positive number"),

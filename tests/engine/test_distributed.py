@@ -39,7 +39,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 def test_processes_that_are_started_again_find_each_other(two: list[dict]):
-    assert [found["restarted"] for found in two] == [True, True]
+    first, second = two[0]["launches"]
+    assert first == second != ""
+    assert two[1]["launches"] == [first, second]
 
 
 @pytest.mark.parametrize("batch_size", [8, 5])
@@ -93,7 +95,7 @@ def test_a_process_alone():
         layer = nn.Linear(1, 1)
         assert world.parallel(layer) is layer
         assert world.any(True)
-        assert not world.restarted
+        assert not world.launch
         assert world.gather([1, 2]) == [[1, 2]]
 
 

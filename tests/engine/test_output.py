@@ -59,6 +59,13 @@ def test_a_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path):
     assert not list(folder.iterdir())
 
 
+def test_the_home_folder_of_nobody_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert output_folder("~/runs") == tmp_path / "runs"
+    with pytest.raises(ValueError, match=r"^~nosuch/runs: there is no home folder ~nosuch; write"):
+        output_folder("~nosuch/runs")
+
+
 @pytest.mark.parametrize("below", ["", "runs"])
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path, below: str):
     # A file in the way stops the superuser too, unlike permission bits.
