@@ -7,9 +7,11 @@ what it needs when it runs, so that `--help` is quick and `info` works without a
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Protocol
+from pathlib import Path
+from typing import Annotated, Any, Protocol
 
 __all__ = ["main"]
 
@@ -73,7 +75,7 @@ def _parse(arguments: Sequence[str]) -> _Command:
 
     subcommand = tyro.conf.subcommand
     recipe = recipe_options(arguments[1:]) if arguments[:1] == ["train"] else {}
-    command: _Command = tyro.cli(
+    command: Any = tyro.cli(
         Annotated[Demo, subcommand("demo")]
         | Annotated[Check, subcommand("check")]
         | Annotated[Train, subcommand("train", default=Train(**recipe))]
@@ -86,13 +88,28 @@ def _parse(arguments: Sequence[str]) -> _Command:
         description=_DESCRIPTION,
         args=list(arguments) or ["--help"],
     )
+    command = _expanded(command)
     if isinstance(command, Train) and command.resume:
         # Once more, on top of the saved options: only so is an option that was typed with its
         # default's value told from one that was not typed.
         command = tyro.cli(
             Train, prog="ssd-fast train", args=list(arguments)[1:], default=command.resumed()
         )
-    return command
+    return _expanded(command)
+
+
+def _expanded(command: Any) -> _Command:
+    """The command with the home folder in the place of `~` in each file and folder."""
+    from ssd_fast.cli.home import expand_home
+
+    options = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
+    paths = {
+        name: expand_home(value, "--" + name.replace("_", "-"))
+        for name, value in options.items()
+        if isinstance(value, Path)
+    }
+    expanded: _Command = dataclasses.replace(command, **paths)
+    return expanded
 
 
 def _is_users(error: Exception) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ssd_fast.cli.console import Console
+from ssd_fast.cli.home import expand_home
 
 if TYPE_CHECKING:
     from ssd_fast.data import Problem
@@ -286,10 +287,10 @@ def tell_problems(problems: Sequence[Problem], image_set: str, console: Console)
 
 def _split(text: str) -> list[Path]:
     """The folders of a list with commas between, unless there is one folder of that very name."""
-    whole = Path(text).expanduser()
+    whole = expand_home(text, "--data")
     if not text or whole.is_dir():
         return [whole] if text else []
-    return [Path(part).expanduser() for part in text.split(",") if part]
+    return [expand_home(part, "--data") for part in text.split(",") if part]
 
 
 def _count(number: int, noun: str) -> str:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ssd_fast.cli.home import expand_home
+
 __all__ = ["PICTURE_SUFFIX", "find_images"]
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -35,20 +37,28 @@ def find_images(
     found: dict[Path, None] = {}
     problems: list[str] = []
     for argument in _with_lines(arguments, stdin):
-        path = Path(argument).expanduser()
-        if path.is_dir():
-            images = [p for p in path.iterdir() if _is_image(p)]
-            problem = f"{argument}: no image in this folder (of {', '.join(_SUFFIXES)})"
-        elif path.is_file() or not glob.has_magic(argument):
-            images, problem = [path], ""
-        else:
-            matches = map(Path, glob.glob(str(path), recursive=True))
-            images = [p for p in matches if _is_image(p)]
-            problem = f"{argument}: no image matches"
+        try:
+            images, problem = _find(argument)
+        except OSError as error:  # such as a name that is too long, or a folder that is closed
+            images, problem = [], f"{argument}: {error.strerror}"
+        except ValueError as error:
+            images, problem = [], str(error)
         found |= dict.fromkeys(sorted(images, key=_natural))
         if not images:
             problems.append(problem)
     return list(found), problems
+
+
+def _find(argument: str) -> tuple[list[Path], str]:
+    """The images that an argument stands for, and what is wrong if there is none."""
+    path = expand_home(argument)
+    if path.is_dir():
+        images = [p for p in path.iterdir() if _is_image(p)]
+        return images, f"{argument}: no image in this folder (of {', '.join(_SUFFIXES)})"
+    if path.is_file() or not glob.has_magic(argument):
+        return [path], ""
+    matches = map(Path, glob.glob(str(path), recursive=True))
+    return [p for p in matches if _is_image(p)], f"{argument}: no image matches"
 
 
 def _with_lines(arguments: Sequence[str], stdin: Iterable[str]) -> Iterator[str]:

@@ -61,8 +61,9 @@ def write_report(
         text = ", ".join(f"{errors[kind]} {kind}" for kind in ("missed", "confused", "false"))
         title = Path(errors["file"]).name if files else f"image {i}"
         exhibits.append(Exhibit(buffer.getvalue(), title, text))
+    page = render_page(report, light, dark, exhibits)
     contents = {
-        "report.html": render_page(report, light, dark, exhibits).encode(),
+        "report.html": page.encode(errors="backslashreplace"),  # files' names may be no UTF-8
         "report.json": (json.dumps(report.as_dict(files)) + "\n").encode(),
         **{f"{name}.png": content for name, content in light.items()},
         **pictures,

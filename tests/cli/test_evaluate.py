@@ -26,6 +26,29 @@ def test_every_class_is_printed(ssd_fast: Callable, voc: Path, weights: Path, tm
     assert result.out.splitlines()[-1] == f"mAP@0.5 {metrics['map_50']:.3f}"
 
 
+def test_a_home_folder_is_found(
+    ssd_fast: Callable,
+    voc: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.safetensors").symlink_to(weights)
+    arguments = ("eval", "--weights=~/w.safetensors", f"--data=voc:{voc}", "--output=~/r")
+    result = ssd_fast(*arguments, "--json=~/n.json")
+    assert result.status == 0, result.err
+    assert (tmp_path / "n.json").exists()
+    assert (tmp_path / "r" / "report.html").exists()
+    assert not (tmp_path / "~").exists()
+    for option in ("--output", "--json", "--data"):
+        result = ssd_fast(*arguments, f"{option}=~nobody-at-all/x")
+        assert result.status == 2
+        (line,) = result.err.splitlines()
+        assert f"error: {option}: ~nobody-at-all/x: there is no home folder of this user" in line
+
+
 def test_the_set_can_be_chosen(ssd_fast: Callable, voc: Path, weights: Path):
     arguments = ("eval", "--weights", weights, "--data", f"voc:{voc}", "--image-set")
     assert "4 images of train" in ssd_fast(*arguments, "train").out

@@ -3,6 +3,7 @@
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,39 @@ def test_a_list_on_standard_input(
     assert "no/such/*.png: no image matches" in result.err
     (image,) = json.loads((output / "detections.json").read_text())["images"]
     assert image["file"] == str(photograph)
+
+
+def test_names_that_no_file_has_are_listed_and_the_rest_go_on(
+    ssd_fast: Callable,
+    weights: Path,
+    photograph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    lines = ("x" * 300, "~nobody-at-all/a.png", "a\0b.png", str(photograph))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    output = tmp_path / "out"
+    result = ssd_fast("predict", "--weights", weights, "--output", output, "-")
+    assert result.status == 2
+    assert len(result.err.splitlines()) == 3
+    assert f"{'x' * 300}: " in result.err
+    assert "~nobody-at-all/a.png: there is no home folder of this user; write ./~" in result.err
+    (image,) = json.loads((output / "detections.json").read_text())["images"]
+    assert image["file"] == str(photograph)
+
+
+def test_a_name_that_is_no_utf_8_is_escaped(
+    ssd_fast: Callable, weights: Path, photograph: Path, tmp_path: Path
+):
+    path = photograph.rename(tmp_path / os.fsdecode(b"b\xff.png"))
+    output = tmp_path / "out"
+    options = ("--formats", "json,jsonl,coco,voc,pictures", "--output", output)
+    result = ssd_fast("predict", "--weights", weights, *options, path)
+    assert result.status == 0, result.err
+    assert "b\\udcff.png: " in result.out
+    (image,) = json.loads((output / "detections.json").read_text())["images"]
+    assert image["file"] == str(path)
+    assert (output / image["picture"]).exists()
 
 
 def test_boxes_are_in_the_upright_image(

@@ -3,6 +3,7 @@
 
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -116,6 +117,14 @@ def test_names_from_strangers_are_text():
     page = render_page(report, FIGURES, FIGURES, [Exhibit(b"", "<script>.jpg", '"><script>')])
     assert "<script>" not in page
     assert "&lt;script&gt;.jpg" in page
+
+
+def test_a_file_whose_name_is_no_utf_8_is_shown(tmp_path: Path):
+    dataset = ShapesDataset(3)
+    dataset.paths = [tmp_path / os.fsdecode(b"b\xff.png")] * 3
+    report, detections = report_of(dataset)
+    page, *_ = write_report(tmp_path, report, dataset, detections)
+    assert "b\\udcff.png" in page.read_text(encoding="utf-8")
 
 
 def test_a_name_is_no_formula():
