@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssd_fast.data import Augmentation, ShapesDataset
+from ssd_fast.data import Augmentation, ShapesDataset, crops
 from ssd_fast.data.colours import Steps, distort_in_steps, draw_steps
-from ssd_fast.data.crops import Recipe, draw_crop
+from ssd_fast.data.crops import Recipe, draw_crop, draw_windows
 
 WIDTH, HEIGHT = 96, 72
 BOXES = torch.tensor([[5.0, 5, 60, 65], [40, 30, 58, 44], [70, 8, 92, 30], [2, 50, 9, 70]])
@@ -83,6 +83,34 @@ def test_crops(v2: ModuleType, full_count: Callable[[int, int], int]) -> None:
     # What the test can tell: Caffe's patches are of another kind.
     caffe = our_crops(4 * count, "caffe")
     assert distance(theirs["aspect"], caffe["aspect"]) > limit(theirs["aspect"], caffe["aspect"])
+
+
+def test_the_numbers_of_crops_are_theirs(v2: ModuleType) -> None:
+    """A choice more or less moves the distributions by less than few samples tell."""
+    peer = v2.RandomIoUCrop()
+    assert [*sorted(crops._MIN_OVERLAPS), 1.0] == peer.options  # 1.0: all of the canvas
+    assert (crops._MIN_SCALE, peer.max_scale) == (peer.min_scale, 1.0)
+    assert (
+        peer.min_aspect_ratio,
+        peer.max_aspect_ratio,
+    ) == (1 / crops._MAX_ASPECT, crops._MAX_ASPECT)
+    assert crops._TRIALS["torchvision"] == peer.trials
+
+
+def test_windows_reach_the_limits_of_scale_and_aspect(v2: ModuleType) -> None:
+    peer = v2.RandomIoUCrop()
+    generator = torch.Generator().manual_seed(5)
+    side = 100_000.0  # rounding to whole pixels is then nothing
+    canvas = (0.0, 0.0, side, side)
+    windows = torch.cat([draw_windows(canvas, "torchvision", generator) for _ in range(500)])
+    sizes = (windows[:, 2:] - windows[:, :2]) / side
+    aspects = sizes[:, 0] / sizes[:, 1]
+    for values, low, high in (
+        (sizes, peer.min_scale, peer.max_scale),
+        (aspects, peer.min_aspect_ratio, peer.max_aspect_ratio),
+    ):
+        assert low - 1e-4 <= float(values.min()) < low + 5e-3
+        assert high - 5e-3 < float(values.max()) <= high + 1e-4
 
 
 def summary(image: Tensor, boxes: Tensor, into: dict[str, list[float]]) -> None:
