@@ -103,30 +103,29 @@ class Train:
         from ssd_fast.cli.training_run import TrainingRun
         from ssd_fast.engine.checkpoint import load_checkpoint
         from ssd_fast.engine.distributed import process_group
-        from ssd_fast.engine.output import home_expanded, locked_folder, output_folder
+        from ssd_fast.engine.output import locked_folder, output_folder
 
         self._check_numbers()
-        options = dataclasses.replace(self, output=home_expanded(self.output))
-        path = options.output / CHECKPOINT
+        path = self.output / CHECKPOINT
         with process_group() as world:
             goes_on = self.resume or _is_of_launch(path, world.launch)
             if not goes_on and world.is_main:
-                output_folder(options.output)
-            with locked_folder(options.output) if world.is_main else nullcontext():
+                output_folder(self.output)
+            with locked_folder(self.output) if world.is_main else nullcontext():
                 if not goes_on and path.exists():
                     raise ValueError(
-                        f"{options.output} holds a run already: add --resume to go on with it, or"
+                        f"{self.output} holds a run already: add --resume to go on with it, or"
                         " name another folder with --output"
                     )
                 saved = load_checkpoint(path) if goes_on else None
                 if saved is not None:
-                    options._check_unchanged(saved["options"])
+                    self._check_unchanged(saved["options"])
                 elif self.freeze > 0 and self.backbone_weights in ("", "none"):
                     raise ValueError(
                         f"--freeze: {self.freeze} stages would keep random weights; name a detector"
                         " or VGG16 with --backbone-weights, or take --freeze 0"
                     )
-                return TrainingRun(options, saved, world).run()
+                return TrainingRun(self, saved, world).run()
 
     def resumed(self) -> Train:
         """The options of the run in the output folder, on which those of the command line go.
@@ -139,9 +138,8 @@ class Train:
 
         require("training", "rich", "PIL", "defusedxml", "matplotlib", "safetensors")
         from ssd_fast.engine.checkpoint import load_checkpoint
-        from ssd_fast.engine.output import home_expanded
 
-        path = home_expanded(self.output) / CHECKPOINT
+        path = self.output / CHECKPOINT
         saved = load_checkpoint(path)
         missing = {"options", "trainer", "model", "class_names", "images", "seconds"} - saved.keys()
         if missing:

@@ -12,24 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["home_expanded", "locked_folder", "output_folder", "write_file"]
+__all__ = ["locked_folder", "output_folder", "write_file"]
 
 _LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-
-
-def home_expanded(path: str | os.PathLike[str]) -> Path:
-    """A path whose leading ~ or ~user is the home folder, where the shell left it.
-
-    Raises:
-        ValueError: nobody of that name has one.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path}: there is no home folder {Path(path).parts[0]}; write the path in full"
-        ) from error
 
 
 def output_folder(path: str | os.PathLike[str]) -> Path:
@@ -46,9 +32,9 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         OSError: it cannot be made, or nothing can be written in it.
-        ValueError: it is in the home folder of a user who has none.
+        RuntimeError: it is in the home folder of a user who has none.
     """
-    folder = home_expanded(path)
+    folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:

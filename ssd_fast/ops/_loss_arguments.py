@@ -26,7 +26,6 @@ __all__ = [
     "NORMALIZER",
     "check_loss_tensors",
     "loss_options",
-    "resolve_background",
 ]
 
 ASSIGN = {"last": 0, "bipartite": 1, "none": 2}
@@ -98,34 +97,6 @@ def loss_options(
         background_index,
         check_choice("normalizer", normalizer, NORMALIZER),
     )
-
-
-def resolve_background(
-    background_index: int, deltas: list[Tensor], logits: list[Tensor], priors: Tensor
-) -> int:
-    """Counts a negative index from the last class on: -1 is C - 1.
-
-    Args:
-        background_index: whatever the user gave.
-        deltas: one a level, see `check_levels`.
-        logits: one a level.
-        priors: (P, 4).
-
-    Returns:
-        The index, as it is where it is not a negative whole number.
-
-    Raises:
-        ValueError: an index below -C, or levels that do not fit and so have no C.
-    """
-    if not isinstance(background_index, int) or background_index >= 0:
-        return background_index
-    _, classes = check_levels(deltas, logits, priors, 0)
-    if background_index < -classes:
-        raise ValueError(
-            f"background_index: expected from {-classes} to {classes - 1} for {classes} classes, "
-            f"got {background_index}"
-        )
-    return background_index + classes
 
 
 def check_loss_tensors(

@@ -22,6 +22,7 @@ from ssd_fast.ops._arguments import (
     check_positive,
     check_threshold,
     describe,
+    resolve_background,
 )
 from ssd_fast.ops._levels import join_levels
 from ssd_fast.ops._library import register
@@ -77,7 +78,8 @@ def detect(
             loses score; without effect on "soft-gaussian".
         max_detections: K, detections an image may have.
         variances: 2 or 4 numbers that scaled the encoded offsets.
-        background_index: class index of the background, which is not detected.
+        background_index: class index of the background, which is not detected; a negative one
+            counts from the last class, which is -1.
         clip: what boxes are clipped to before suppression: 4 numbers (x1, y1, x2, y2), or a
             (B, 4) float32 tensor of them, or None.
         max_log_scale: largest log-scale before the exponential, None for no clamp; see `decode`.
@@ -92,6 +94,7 @@ def detect(
         ValueError: for arguments of a wrong shape, dtype, device or range.
     """
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
+    background_index = resolve_background(background_index, delta_levels, logit_levels, priors)
     batch, classes = check_levels(delta_levels, logit_levels, priors, background_index)
     _check(classes * priors.size(0), score_threshold, top_k, iou_threshold, max_detections)
     check_positive("sigma", sigma)
@@ -141,10 +144,11 @@ def detect_reference(
     sigma: float = 0.5,
 ) -> Detections:
     """The definition of `detect`, in plain PyTorch; float64 too."""
-    delta_levels = as_levels(deltas)
+    delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
+    background_index = resolve_background(background_index, delta_levels, logit_levels, priors)
     found = _detect(
         delta_levels,
-        as_levels(logits),
+        logit_levels,
         priors,
         score_threshold,
         top_k,

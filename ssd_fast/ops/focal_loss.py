@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ssd_fast.assignment import IGNORED
 from ssd_fast.focal import focal_loss_terms, focal_slopes
-from ssd_fast.ops._arguments import as_levels, check_number
+from ssd_fast.ops._arguments import as_levels, check_number, resolve_background
 from ssd_fast.ops._levels import join_levels, split_rows
 from ssd_fast.ops._library import register
-from ssd_fast.ops._loss_arguments import check_loss_tensors, loss_options, resolve_background
+from ssd_fast.ops._loss_arguments import check_loss_tensors, loss_options
 from ssd_fast.ops._loss_autograd import differentiable_once
 from ssd_fast.ops._multibox import (
     _box_losses,

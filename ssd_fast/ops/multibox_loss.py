@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd_fast.ops._arguments import as_levels
+from ssd_fast.ops._arguments import as_levels, resolve_background
 from ssd_fast.ops._library import register
 from ssd_fast.ops._loss_arguments import (
     check_loss_tensors,
     loss_options,
-    resolve_background,
 )
 from ssd_fast.ops._loss_autograd import eager_loss, is_plain, traced_loss
 from ssd_fast.ops._multibox import backward_reference, forward_reference, loss_reference

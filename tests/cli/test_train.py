@@ -216,7 +216,7 @@ def test_a_home_folder_that_the_shell_left(
     for arguments in (("--data", "shapes"), ("--resume",)):
         result = ssd_fast("train", *arguments, "--output", "~nosuch/run")
         assert result.status == 2
-        assert "~nosuch/run: there is no home folder ~nosuch" in result.err
+        assert "--output: ~nosuch/run: there is no home folder of this user" in result.err
 
 
 @pytest.mark.parametrize(

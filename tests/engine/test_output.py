@@ -62,7 +62,7 @@ def test_a_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path):
 def test_the_home_folder_of_nobody_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert output_folder("~/runs") == tmp_path / "runs"
-    with pytest.raises(ValueError, match=r"^~nosuch/runs: there is no home folder ~nosuch; write"):
+    with pytest.raises(RuntimeError, match="home"):
         output_folder("~nosuch/runs")
 
 

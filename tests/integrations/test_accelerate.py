@@ -117,7 +117,7 @@ def pair(torchvision) -> tuple[nn.Module, nn.Module]:
 def test_training_and_detections_equal_the_original(pair, full_count) -> None:
     """Losses, gradients of every parameter and detections, on batches that hold an empty image."""
     model, original = pair
-    for seed in range(full_count(25, 500)):
+    for seed in range(full_count(10, 500)):
         _assert_same_training(model, original, seed)
         _assert_same_detections(model, original, seed)
 

@@ -204,7 +204,7 @@ def test_random_batches_and_attributes_equal_the_original(pair, full_count) -> N
     model, original = pair
     anchors = anchors_of(original)
     assert len(anchors) == {300: 8732, 320: 3234}[original.transform.fixed_size[0]]
-    count = full_count(20, 500)
+    count = full_count(6, 500)
     boxes = sum(assert_same(model, original, seed, anchors) for seed in range(count))
     assert boxes > 10 * count
     assert type(ssd_fast.restore(model)) is type(original)

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from ssd_fast.ops.detect import detect
+from ssd_fast.ops.detect import detect, detect_reference
+from ssd_fast.testing import random_boxes, seeded
 
 
 def apart(n):
@@ -92,3 +93,18 @@ def test_the_operator_guards_memory_itself(change):
         arguments[place] = value
     with pytest.raises((RuntimeError, ValueError), match=r"expected|other rows"):
         torch.ops.ssd_fast.detect(*arguments)
+
+
+def test_a_background_counted_from_the_last_class():
+    """As the loss counts it; below the first class there is none."""
+    generator = seeded(0)
+    deltas, logits = torch.randn(2, 2, 50, 4, generator=generator)
+    priors = random_boxes(50, generator)
+    for operator in (detect, detect_reference):
+        last = operator(deltas, logits, priors, background_index=3)
+        for found, expected in zip(
+            operator(deltas, logits, priors, background_index=-1), last, strict=True
+        ):
+            assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="background_index: expected from -4 to 3"):
+        detect(deltas, logits, priors, background_index=-5)
