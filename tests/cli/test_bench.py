@@ -12,7 +12,11 @@ pytest.importorskip("matplotlib", reason="needs the train extra")
 
 from ssd_fast.cli import bench
 
+IN_A_CHECKOUT = (Path(bench.__file__).parents[2] / "benchmarks/harness.py").is_file()
+needs_checkout = pytest.mark.skipif(not IN_A_CHECKOUT, reason="the package is not of a checkout")
 
+
+@needs_checkout
 def test_a_checkout_is_timed(ssd_fast: Callable, tmp_path: Path):
     report = tmp_path / "results" / "mine.json"
     result = ssd_fast("bench", "--only", "test_mine and 1", "--seconds", 0, "--output", report)
@@ -24,6 +28,7 @@ def test_a_checkout_is_timed(ssd_fast: Callable, tmp_path: Path):
     assert "limit (the first column takes)" in result.out
 
 
+@needs_checkout
 def test_nothing_found_is_a_failure(ssd_fast: Callable, tmp_path: Path):
     result = ssd_fast("bench", "--only", "no_such_benchmark", "--output", tmp_path / "none.json")
     assert result.status == 5  # pytest's: no tests collected
@@ -39,6 +44,7 @@ def test_an_installed_package_says_where_the_benchmarks_are(
     assert "clone" in result.err
 
 
+@needs_checkout
 def test_a_negative_time_is_refused(ssd_fast: Callable):
     result = ssd_fast("bench", "--seconds", -1)
     assert result.status == 2
