@@ -19,7 +19,7 @@ from benchmarks.peers.torchvision_installed import installed_torchvision
 from ssd_fast.data import Augmentation, ShapesDataset, VOCDataset
 from ssd_fast.data.crops import Recipe
 from ssd_fast.engine.batches import Batch, TrainingSamples, batches
-from ssd_fast.models.ssd import ssd300_vgg16
+from ssd_fast.models import ssd300_vgg16
 
 IMAGES = 8
 SIDE = 300

@@ -11,7 +11,7 @@ import torch
 from benchmarks.cases import make_case
 from benchmarks.detectors import FLAT, detect_contenders
 from benchmarks.harness import Contender, SideBySide
-from ssd_fast.models.ssd import ssd300_vgg16
+from ssd_fast.models import ssd300_vgg16
 
 
 @pytest.mark.parametrize("scores", ["trained", "flat"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.cases import Case, make_case
 from benchmarks.harness import Contender, SideBySide
 from benchmarks.losses import LossSystem, of_amdegroot, of_torchvision, ssd_fast
-from ssd_fast.models.ssd import SSD, ssd300_vgg16
+from ssd_fast.models import SSD, ssd300_vgg16
 from ssd_fast.targets import Targets
 from ssd_fast.testing import assert_close
 

@@ -13,7 +13,7 @@ from benchmarks import cases, detectors, losses
 from benchmarks.device_timing import Times, capture, copies_for, measure
 from benchmarks.peers.torchvision_installed import NotInstalledError, installed_torchvision
 from ssd_fast import ops
-from ssd_fast.models.ssd import ssd300_vgg16
+from ssd_fast.models import ssd300_vgg16
 from ssd_fast.priors import ssd300
 from ssd_fast.testing import Objects, crowded_boxes, random_objects, seeded, trained_outputs
 

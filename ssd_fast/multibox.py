@@ -22,7 +22,7 @@ from ssd_fast.ops.heads_loss import heads_loss
 from ssd_fast.ops.multibox_loss import multibox_loss
 from ssd_fast.targets import Targets
 
-__all__ = ["MultiBoxLoss", "with_background"]
+__all__ = ["MultiBoxLoss"]
 
 
 class MultiBoxLoss(Float32Buffers):
@@ -354,23 +354,6 @@ _SOFTMAX_ONLY: dict[str, Any] = {
     "class_weights": None,
 }
 """Options that the focal loss has no use for, with their defaults."""
-
-
-def with_background(loss: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
-    """Options of `MultiBoxLoss` with the background counted from the first class on.
-
-    Args:
-        loss: the options.
-        num_classes: C, background included.
-
-    Returns:
-        A dictionary of its own.
-    """
-    options = dict(loss)
-    background = options.get("background_index", 0)
-    if isinstance(background, int) and -num_classes <= background < 0:
-        options["background_index"] = background + num_classes
-    return options
 
 
 def _class_weights(class_weights: Tensor | Sequence[float], device: torch.device) -> Tensor:

@@ -84,7 +84,7 @@ class Demo:
         from ssd_fast.engine.initialisation import quiet_heads
         from ssd_fast.engine.precision import choose_precision
         from ssd_fast.engine.trainer import Trainer, TrainingOptions
-        from ssd_fast.models.ssd import ssd300_vgg16
+        from ssd_fast.models import ssd300_vgg16
 
         torch.manual_seed(self.seed)
         options = TrainingOptions(steps=self.steps, seed=self.seed, augment="flip")

@@ -322,7 +322,7 @@ def _new_model(options: Train, num_classes: int) -> SSD:
     """A detector with random weights, or with those of a backbone and heads that know nothing."""
     from ssd_fast.engine.backbone_weights import read_backbone
     from ssd_fast.engine.initialisation import quiet_heads
-    from ssd_fast.models.ssd import ssd300_vgg16
+    from ssd_fast.models import ssd300_vgg16
 
     source = options.backbone_weights
     weights = read_backbone(source) if source not in ("", "none") else None

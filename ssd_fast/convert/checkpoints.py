@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssd_fast.convert.layouts import LAYOUTS
 from ssd_fast.convert.state_dicts import import_state_dict, layout_of, num_classes_of
-from ssd_fast.models.ssd import SSD, ssd300_vgg16
+from ssd_fast.models import SSD, ssd300_vgg16
 
 __all__ = ["load_ssd300", "load_weights", "read_weights"]
 

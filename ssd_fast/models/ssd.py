@@ -9,16 +9,14 @@ from torch import Tensor, nn
 
 from ssd_fast.dense_targets import DenseTargets
 from ssd_fast.detections import Detections
-from ssd_fast.models.grid import resolve_priors
 from ssd_fast.models.heads import MultiBoxHeads, concatenate_maps, is_plain, plain_parameters
+from ssd_fast.models.loss import build_loss
 from ssd_fast.models.transform import ImageTransform, relative_targets
-from ssd_fast.models.vgg import EXTRAS_300, EXTRAS_512, VGG16, Extra
-from ssd_fast.multibox import MultiBoxLoss, with_background
+from ssd_fast.multibox import MultiBoxLoss
 from ssd_fast.ops.detect import detect
-from ssd_fast.priors import SSD300, SSD512, PriorBoxes
 from ssd_fast.targets import Targets
 
-__all__ = ["SSD", "ssd300_vgg16", "ssd512_vgg16"]
+__all__ = ["ARCHITECTURES", "SSD"]
 
 _MEAN = (0.48235, 0.45882, 0.40784)
 _STD = (1 / 255, 1 / 255, 1 / 255)
@@ -102,8 +100,7 @@ class SSD(nn.Module):
         self.transform = ImageTransform(image_size, image_mean, image_std)
         self.backbone = backbone
         self.heads = MultiBoxHeads(channels, boxes_per_cell, num_classes)
-        self.loss = MultiBoxLoss(priors, **with_background(loss or {}, num_classes))
-        _check_loss(self.loss, num_classes)
+        self.loss = build_loss(priors, num_classes, loss or {})
         self._architecture: dict[str, Any] | None = None
         # An empty batch: an option of `detect` that is wrong fails here, not after the training.
         none = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
@@ -193,7 +190,7 @@ class SSD(nn.Module):
         The process group of the loss is not in it.
 
         Raises:
-            ValueError: the model was not built by one of this module's functions.
+            ValueError: the model was not built by a function such as `ssd300_vgg16`.
         """
         if self._architecture is None:
             raise ValueError("config: only for models that a function such as ssd300_vgg16 built")
@@ -229,10 +226,10 @@ class SSD(nn.Module):
         """
         options = dict(config)
         name = options.pop("architecture", None)
-        if name not in _ARCHITECTURES:
-            known = ", ".join(map(repr, _ARCHITECTURES))
+        if name not in ARCHITECTURES:
+            known = ", ".join(map(repr, ARCHITECTURES))
             raise ValueError(f"config: expected an architecture of {known}, got {name!r}")
-        return _ARCHITECTURES[name](**options)
+        return ARCHITECTURES[name](**options)
 
     def _check_batch(self, images: int) -> None:
         """Raises ValueError if that many images cannot be trained on."""
@@ -288,129 +285,5 @@ class SSD(nn.Module):
         )
 
 
-def ssd300_vgg16(
-    num_classes: int,
-    *,
-    width: float = 1.0,
-    norm: bool = False,
-    priors: str | PriorBoxes | Tensor = "voc",
-    **options: Any,
-) -> SSD:
-    """SSD300 on VGG16: 8732 boxes from maps of side 38, 19, 10, 5, 3 and 1 (SSD paper, figure 2).
-
-    Args:
-        num_classes: C, background included: 21 for Pascal VOC.
-        width: factor on the number of channels of every layer; 0.125 is a slim model with the same
-            boxes that trains on a CPU in minutes.
-        norm: batch norm after each convolution of the backbone.
-        priors: a preset of `ssd_fast.priors.ssd300`, a `PriorBoxes` of the same maps, or (8732, 4)
-            float32 corners in [0, 1].
-        **options: of `SSD`: image_mean, image_std, score_threshold, top_k, iou_threshold,
-            max_detections, nms, sigma, loss, sparse_head_backward.
-
-    Returns:
-        A model in training mode, with random weights.
-
-    Raises:
-        ValueError: an option out of range, or priors that do not fit the maps.
-
-    Example:
-        >>> model = ssd300_vgg16(21).eval()
-        >>> model([torch.rand(3, 375, 500)])[0].keys()
-        dict_keys(['boxes', 'scores', 'labels'])
-    """
-    return _ssd_vgg16(
-        "ssd300_vgg16",
-        SSD300,
-        EXTRAS_300,
-        priors,
-        image_size=300,
-        num_classes=num_classes,
-        width=width,
-        norm=norm,
-        **options,
-    )
-
-
-def ssd512_vgg16(
-    num_classes: int,
-    *,
-    width: float = 1.0,
-    norm: bool = False,
-    priors: str | PriorBoxes | Tensor = "voc",
-    **options: Any,
-) -> SSD:
-    """SSD512 on VGG16: 24564 boxes from maps of side 64, 32, 16, 8, 4, 2 and 1.
-
-    Args:
-        num_classes: C, background included.
-        width: factor on the number of channels of every layer.
-        norm: batch norm after each convolution of the backbone.
-        priors: a preset of `ssd_fast.priors.ssd512`, a `PriorBoxes` of the same maps, or (24564, 4)
-            float32 corners in [0, 1].
-        **options: of `SSD`, as in `ssd300_vgg16`.
-
-    Returns:
-        A model in training mode, with random weights.
-
-    Raises:
-        ValueError: an option out of range, or priors that do not fit the maps.
-    """
-    return _ssd_vgg16(
-        "ssd512_vgg16",
-        SSD512,
-        EXTRAS_512,
-        priors,
-        image_size=512,
-        num_classes=num_classes,
-        width=width,
-        norm=norm,
-        **options,
-    )
-
-
-_ARCHITECTURES: dict[str, Callable[..., SSD]] = {
-    "ssd300_vgg16": ssd300_vgg16,
-    "ssd512_vgg16": ssd512_vgg16,
-}
-
-
-def _ssd_vgg16(
-    architecture: str,
-    presets: Mapping[str, PriorBoxes],
-    extras: Sequence[Extra],
-    priors: str | PriorBoxes | Tensor,
-    *,
-    image_size: int,
-    width: float,
-    norm: bool,
-    **options: Any,
-) -> SSD:
-    """What the two models share."""
-    boxes, boxes_per_cell, written = resolve_priors(architecture, presets, priors)
-    model = SSD(
-        VGG16(extras, width=width, norm=norm),
-        priors=boxes,
-        boxes_per_cell=boxes_per_cell,
-        image_size=image_size,
-        **options,
-    )
-    # A grid given as a tensor is written down only when somebody asks for the config.
-    model._architecture = {"architecture": architecture, "width": width, "norm": norm}
-    model._architecture["priors"] = written
-    return model
-
-
-def _check_loss(loss: MultiBoxLoss, num_classes: int) -> None:
-    """Raises ValueError for a loss that trains something else than what `SSD` detects with."""
-    if loss.classification == "focal":
-        raise ValueError(
-            "loss: classification='focal' trains a sigmoid for each class, and the scores of SSD"
-            " are a softmax; ssd_fast.MultiBoxLoss has it for detectors that score by sigmoids"
-        )
-    weights = loss.class_weights
-    if weights is not None and weights.size(0) != num_classes:
-        raise ValueError(
-            f"loss: class_weights: expected one for each of the {num_classes} classes, got"
-            f" {weights.size(0)}"
-        )
+ARCHITECTURES: dict[str, Callable[..., SSD]] = {}
+"""What builds the models that `SSD.from_config` knows, by name: see models/ssd_vgg16.py."""

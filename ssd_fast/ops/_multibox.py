@@ -30,9 +30,14 @@ from ssd_fast.ops._loss_arguments import ASSIGN, BOX_LOSS, NORMALIZER, loss_opti
 __all__ = [
     "assigned_rows",
     "backward_reference",
+    "box_losses",
+    "box_slopes",
+    "fake_backward",
+    "fake_forward",
     "forward_reference",
     "image_weights",
     "loss_reference",
+    "positive_rows",
 ]
 
 _IOU_LOSSES: dict[int, Callable[[Tensor, Tensor], Tensor]] = {
@@ -107,8 +112,8 @@ def forward_reference(
 
     num_positives = (code >= 0).sum(dim=1)
     weight = image_weights(num_positives, normalizer)
-    image, prior, row = _positive_rows(code, offsets)
-    box_rows = _box_losses(
+    image, prior, row = positive_rows(code, offsets)
+    box_rows = box_losses(
         delta_rows[image, prior], priors[prior], boxes[row], box_loss, beta, variances
     )
     box_sum = (box_rows * weight.to(box_rows.dtype)[image]).sum()
@@ -140,8 +145,8 @@ def backward_reference(
     """``ssd_fast::multibox_loss_backward`` in plain PyTorch."""
     delta_rows, logit_rows = join_levels(deltas, logits)
     weight = image_weights(num_positives, normalizer).to(logit_rows.dtype)
-    image, prior, row = _positive_rows(code, offsets)
-    slope = _box_slopes(
+    image, prior, row = positive_rows(code, offsets)
+    slope = box_slopes(
         delta_rows[image, prior], priors[prior], boxes[row], box_loss, beta, variances
     )
     grad_deltas = torch.zeros_like(delta_rows)
@@ -203,7 +208,7 @@ def image_weights(num_positives: Tensor, normalizer: int) -> Tensor:
     return torch.ones_like(counts)
 
 
-def _box_losses(
+def box_losses(
     deltas: Tensor,
     priors: Tensor,
     boxes: Tensor,
@@ -220,7 +225,7 @@ def _box_losses(
     ).sum(dim=1)
 
 
-def _box_slopes(
+def box_slopes(
     deltas: Tensor,
     priors: Tensor,
     boxes: Tensor,
@@ -228,17 +233,17 @@ def _box_slopes(
     beta: float,
     variances: Sequence[float],
 ) -> Tensor:
-    """The derivative of `_box_losses` by the deltas, (n, 4)."""
+    """The derivative of `box_losses` by the deltas, (n, 4)."""
     if box_loss in _IOU_LOSSES:
         with torch.enable_grad():
             deltas = deltas.detach().requires_grad_()
-            loss = _box_losses(deltas, priors, boxes, box_loss, beta, variances).sum()
+            loss = box_losses(deltas, priors, boxes, box_loss, beta, variances).sum()
             return torch.autograd.grad(loss, deltas)[0]
     residual = deltas - encode_boxes(boxes, priors, variances)
     return (residual / beta).clamp(-1, 1) if beta > 0 else residual.sign()
 
 
-def _positive_rows(code: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def positive_rows(code: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Image, prior and row of ``boxes`` of each positive."""
     image, prior = (code >= 0).nonzero(as_tuple=True)
     return image, prior, offsets.clamp(min=0)[image] + code[image, prior]
@@ -248,8 +253,32 @@ def _class_targets(
     code: Tensor, offsets: Tensor, labels: Tensor, background_index: int
 ) -> tuple[Tensor, Tensor]:
     """Which rows enter the class loss, (B, P) bool, and the class each of them should have."""
-    image, prior, row = _positive_rows(code, offsets)
+    image, prior, row = positive_rows(code, offsets)
     target = torch.full_like(code, background_index, dtype=torch.int64)
     target[image, prior] = labels[row]
     selected = (code >= 0) | (code == HARD_NEGATIVE)
     return selected, target[selected]
+
+
+def fake_forward(
+    deltas: list[Tensor], logits: list[Tensor], priors: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a loss gives, uncomputed: two sums, ``num_positives`` and ``code``."""
+    batch = deltas[0].size(0)
+    return (
+        priors.new_empty(()),
+        priors.new_empty(()),
+        priors.new_empty((batch,), dtype=torch.int64),
+        priors.new_empty((batch, priors.size(0)), dtype=torch.int32),
+    )
+
+
+def fake_backward(
+    grad_box_loss: Tensor,
+    grad_class_loss: Tensor,
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    *_: Any,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of a loss, uncomputed."""
+    return [torch.empty_like(x) for x in deltas], [torch.empty_like(x) for x in logits]

@@ -20,11 +20,13 @@ from ssd_fast.ops._library import register
 from ssd_fast.ops._loss_arguments import check_loss_tensors, loss_options
 from ssd_fast.ops._loss_autograd import differentiable_once
 from ssd_fast.ops._multibox import (
-    _box_losses,
-    _box_slopes,
-    _positive_rows,
     assigned_rows,
+    box_losses,
+    box_slopes,
+    fake_backward,
+    fake_forward,
     image_weights,
+    positive_rows,
 )
 
 __all__ = ["focal_loss", "focal_loss_reference"]
@@ -242,8 +244,8 @@ def _forward(
     )  # fmt: skip
     num_positives = (code >= 0).sum(dim=1)
     weight = image_weights(num_positives, normalizer)
-    image, prior, row = _positive_rows(code, offsets)
-    box_rows = _box_losses(
+    image, prior, row = positive_rows(code, offsets)
+    box_rows = box_losses(
         delta_rows[image, prior], priors[prior], boxes[row], box_loss, beta, variances
     )
     box_sum = (box_rows * weight.to(box_rows.dtype)[image]).sum()
@@ -275,8 +277,8 @@ def _backward(
     """``ssd_fast::focal_loss_backward`` in plain PyTorch."""
     delta_rows, logit_rows = join_levels(deltas, logits)
     weight = image_weights(num_positives, normalizer).to(logit_rows.dtype)
-    image, prior, row = _positive_rows(code, offsets)
-    slope = _box_slopes(
+    image, prior, row = positive_rows(code, offsets)
+    slope = box_slopes(
         delta_rows[image, prior], priors[prior], boxes[row], box_loss, beta, variances
     )
     grad_deltas = torch.zeros_like(delta_rows)
@@ -293,33 +295,11 @@ def _class_targets(
     code: Tensor, offsets: Tensor, labels: Tensor, classes: int
 ) -> tuple[Tensor, Tensor]:
     """Which rows enter the class loss, (B, P) bool, and the targets of their columns, (n, C)."""
-    image, prior, row = _positive_rows(code, offsets)
+    image, prior, row = positive_rows(code, offsets)
     targets = torch.zeros((*code.shape, classes), dtype=torch.bool, device=code.device)
     targets[image, prior, labels[row]] = True
     entering = code != IGNORED
     return entering, targets[entering]
-
-
-def _fake(
-    deltas: list[Tensor], logits: list[Tensor], priors: Tensor, *_: Any
-) -> tuple[Tensor, ...]:
-    batch = deltas[0].size(0)
-    return (
-        priors.new_empty(()),
-        priors.new_empty(()),
-        priors.new_empty((batch,), dtype=torch.int64),
-        priors.new_empty((batch, priors.size(0)), dtype=torch.int32),
-    )
-
-
-def _backward_fake(
-    grad_box_loss: Tensor,
-    grad_class_loss: Tensor,
-    deltas: list[Tensor],
-    logits: list[Tensor],
-    *_: Any,
-) -> tuple[list[Tensor], list[Tensor]]:
-    return [torch.empty_like(x) for x in deltas], [torch.empty_like(x) for x in logits]
 
 
 register(
@@ -330,7 +310,7 @@ register(
     "float alpha, float gamma, int background_index, int normalizer) "
     "-> (Tensor, Tensor, Tensor num_positives, Tensor code)",
     reference=_forward,
-    fake=_fake,
+    fake=fake_forward,
     cuda="focal_loss.launch_focal_loss",
 )
 register(
@@ -341,6 +321,6 @@ register(
     "float gamma, int background_index, int normalizer) "
     "-> (Tensor[] grad_deltas, Tensor[] grad_logits)",
     reference=_backward,
-    fake=_backward_fake,
+    fake=fake_backward,
     cuda="focal_loss_backward.launch_focal_loss_backward",
 )

@@ -16,11 +16,7 @@ from torch.nn.functional import conv2d
 
 from ssd_fast.ops._arguments import LOGIT_DTYPES, check_heads, resolve_background, stand_in_maps
 from ssd_fast.ops._library import library, register
-from ssd_fast.ops._loss_arguments import (
-    BACKWARD_OPTIONS,
-    check_loss_tensors,
-    loss_options,
-)
+from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS, check_loss_tensors, loss_options
 from ssd_fast.ops._loss_autograd import differentiable_once
 from ssd_fast.ops._multibox import loss_reference
 from ssd_fast.ops._sparse_convolution import (

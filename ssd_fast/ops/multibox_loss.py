@@ -15,12 +15,15 @@ from torch import Tensor
 
 from ssd_fast.ops._arguments import as_levels, resolve_background
 from ssd_fast.ops._library import register
-from ssd_fast.ops._loss_arguments import (
-    check_loss_tensors,
-    loss_options,
-)
+from ssd_fast.ops._loss_arguments import check_loss_tensors, loss_options
 from ssd_fast.ops._loss_autograd import eager_loss, is_plain, traced_loss
-from ssd_fast.ops._multibox import backward_reference, forward_reference, loss_reference
+from ssd_fast.ops._multibox import (
+    backward_reference,
+    fake_backward,
+    fake_forward,
+    forward_reference,
+    loss_reference,
+)
 
 __all__ = ["multibox_loss", "multibox_loss_reference"]
 
@@ -173,34 +176,6 @@ def multibox_loss_reference(
     return loss_reference(deltas, logits, priors, boxes, labels, offsets, **options)
 
 
-def _fake(
-    deltas: list[Tensor],
-    logits: list[Tensor],
-    priors: Tensor,
-    boxes: Tensor,
-    labels: Tensor,
-    offsets: Tensor,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch = deltas[0].size(0)
-    return (
-        priors.new_empty(()),
-        priors.new_empty(()),
-        priors.new_empty((batch,), dtype=torch.int64),
-        priors.new_empty((batch, priors.size(0)), dtype=torch.int32),
-    )
-
-
-def _backward_fake(
-    grad_box_loss: Tensor,
-    grad_class_loss: Tensor,
-    deltas: list[Tensor],
-    logits: list[Tensor],
-    *rest: Any,
-) -> tuple[list[Tensor], list[Tensor]]:
-    return [torch.empty_like(x) for x in deltas], [torch.empty_like(x) for x in logits]
-
-
 register(
     "multibox_loss",
     "(Tensor[] deltas, Tensor[] logits, Tensor priors, Tensor boxes, Tensor labels, "
@@ -210,7 +185,7 @@ register(
     "int background_index, int normalizer) "
     "-> (Tensor box_loss, Tensor class_loss, Tensor num_positives, Tensor code)",
     reference=forward_reference,
-    fake=_fake,
+    fake=fake_forward,
     cuda="multibox_loss.launch_multibox_loss",
 )
 register(
@@ -221,6 +196,6 @@ register(
     "float label_smoothing, int background_index, int normalizer) "
     "-> (Tensor[] grad_deltas, Tensor[] grad_logits)",
     reference=backward_reference,
-    fake=_backward_fake,
+    fake=fake_backward,
     cuda="multibox_loss_backward.launch_multibox_loss_backward",
 )

@@ -76,7 +76,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from ssd_fast.engine.weights import save_weights
-    from ssd_fast.models.ssd import ssd300_vgg16
+    from ssd_fast.models import ssd300_vgg16
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "shapes.safetensors"

@@ -12,7 +12,7 @@ import torch
 from ssd_fast.cli.console import Console
 from ssd_fast.engine.evaluation import score_detections
 from ssd_fast.engine.weights import save_weights
-from ssd_fast.models.ssd import ssd300_vgg16
+from ssd_fast.models import ssd300_vgg16
 
 
 def test_every_class_is_printed(ssd_fast: Callable, voc: Path, weights: Path, tmp_path: Path):

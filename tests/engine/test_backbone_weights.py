@@ -12,7 +12,7 @@ from torch import Tensor
 from ssd_fast.convert.layouts import LAYOUTS, shapes
 from ssd_fast.engine.backbone_weights import read_backbone
 from ssd_fast.engine.weights import save_weights
-from ssd_fast.models.ssd import SSD, ssd300_vgg16
+from ssd_fast.models import SSD, ssd300_vgg16
 
 STAGES = [f"conv{stage}.{i}.conv" for stage, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(n)]
 NUMBERS = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]

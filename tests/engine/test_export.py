@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.engine.export import export_aoti, export_onnx, export_torch
-from ssd_fast.models.ssd import SSD, ssd300_vgg16
+from ssd_fast.models import SSD, ssd300_vgg16
 from ssd_fast.testing import seeded
 
 NAMES = ["boxes", "scores", "labels", "counts"]

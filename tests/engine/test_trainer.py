@@ -14,7 +14,7 @@ from ssd_fast.data import ShapesDataset
 from ssd_fast.engine.batches import batches
 from ssd_fast.engine.precision import Precision, choose_precision
 from ssd_fast.engine.trainer import Diverged, Trainer, TrainingOptions
-from ssd_fast.models.ssd import SSD, ssd300_vgg16
+from ssd_fast.models import SSD, ssd300_vgg16
 
 FLOAT32 = choose_precision(torch.device("cpu"), "float32")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssd_fast.engine.weights import load_weights, save_weights
-from ssd_fast.models.ssd import ssd300_vgg16
+from ssd_fast.models import ssd300_vgg16
 
 NAMES = ("red cell", "white cell")
 

@@ -17,7 +17,7 @@ from ssd_fast.engine.evaluation import Evaluation
 from ssd_fast.engine.initialisation import quiet_heads
 from ssd_fast.engine.precision import choose_precision
 from ssd_fast.engine.trainer import Trainer, TrainingOptions
-from ssd_fast.models.ssd import SSD, ssd300_vgg16
+from ssd_fast.models import SSD, ssd300_vgg16
 from ssd_fast.targets import Targets
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from ssd_fast.assignment import checked_matches, ignore_regions, match_batch, va
 from ssd_fast.kernels.focal_loss import launch_focal_loss
 from ssd_fast.kernels.focal_loss_backward import launch_focal_loss_backward
 from ssd_fast.ops._levels import join_levels
-from ssd_fast.ops._multibox import _box_losses, image_weights
+from ssd_fast.ops._multibox import box_losses, image_weights
 from ssd_fast.testing import as_maps, assert_close, random_boxes, random_objects, seeded
 
 CELLS = [(4, 5, 4), (6, 3, 3), (2, 1, 1)]
@@ -126,7 +126,7 @@ def _float64(case: Case, inputs, positives, code):
         terms = terms * (case.alpha * t + (1 - case.alpha) * (1 - t))
     weight = image_weights(positives, case.normalizer)
     class_loss = ((terms.sum(dim=2) * (code != -2)).sum(dim=1) * weight).sum()
-    box_rows = _box_losses(
+    box_rows = box_losses(
         delta_rows[image, prior], priors.double()[prior], boxes.double()[row], *_options(case)[5:8]
     )
     return (box_rows * weight[image]).sum(), class_loss, (deltas, logits)

@@ -14,12 +14,12 @@ from ssd_fast.kernels.multibox_loss import launch_multibox_loss
 from ssd_fast.kernels.multibox_loss_backward import launch_multibox_loss_backward
 from ssd_fast.ops._levels import join_levels
 from ssd_fast.ops._multibox import (
-    _box_losses,
     _class_targets,
-    _positive_rows,
     backward_reference,
+    box_losses,
     forward_reference,
     image_weights,
+    positive_rows,
 )
 from ssd_fast.testing import (
     as_maps,
@@ -147,8 +147,8 @@ def test_equals_reference(kernel_device, case) -> None:
     deltas64, logits64 = (x.double() for x in rows)
     boxes, labels, offsets = cpu[3:]
     weight = image_weights(expected_positives, case.normalizer)
-    image, prior, row = _positive_rows(code, offsets)
-    smooth = _box_losses(
+    image, prior, row = positive_rows(code, offsets)
+    smooth = box_losses(
         deltas64[image, prior], priors.double()[prior], boxes.double()[row], *options[9:12]
     )
     selected, target = _class_targets(code, offsets, labels, case.background)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from ssd_fast.models.ssd import SSD, ssd300_vgg16
+from ssd_fast.models import SSD, ssd300_vgg16
 from ssd_fast.targets import Targets
 from ssd_fast.testing import random_objects, seeded
 

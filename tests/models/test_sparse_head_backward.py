@@ -15,7 +15,7 @@ from torch._dynamo.testing import EagerAndRecordGraphs
 from torch.nn.utils import parametrizations
 
 from ssd_fast import multibox
-from ssd_fast.models.ssd import SSD, ssd300_vgg16
+from ssd_fast.models import SSD, ssd300_vgg16
 from ssd_fast.multibox import MultiBoxLoss
 from ssd_fast.ops import _sparse_convolution
 from ssd_fast.targets import Targets

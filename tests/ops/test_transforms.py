@@ -114,7 +114,7 @@ def test_vmap_over_another_dimension_and_over_a_part():
 
 def test_a_model_under_functional_call():
     """The gradients of a whole detector with respect to a dictionary of parameters."""
-    from ssd_fast.models.ssd import ssd300_vgg16
+    from ssd_fast.models import ssd300_vgg16
     from ssd_fast.targets import Targets
 
     model = ssd300_vgg16(4, width=0.03)

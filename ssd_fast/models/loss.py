@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The loss of a model: `MultiBoxLoss` with options that fit its classes and its detections."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ssd_fast.multibox import MultiBoxLoss
+
+__all__ = ["build_loss"]
+
+
+def build_loss(priors: Tensor, num_classes: int, options: Mapping[str, Any]) -> MultiBoxLoss:
+    """The loss of an `SSD`.
+
+    Args:
+        priors: (P, 4) float32 corners.
+        num_classes: C, background included.
+        options: of `MultiBoxLoss`. A negative background_index is counted from the first class on,
+            as `ssd_fast.ops.detect` and the data count it.
+
+    Returns:
+        A new module.
+
+    Raises:
+        ValueError: an option out of range, as many class weights as there are no classes, or a
+            loss that trains something else than what `SSD` detects with.
+    """
+    background = options.get("background_index", 0)
+    if isinstance(background, int) and -num_classes <= background < 0:
+        options = {**options, "background_index": background + num_classes}
+    loss = MultiBoxLoss(priors, **options)
+    if loss.classification == "focal":
+        raise ValueError(
+            "loss: classification='focal' trains a sigmoid for each class, and the scores of SSD"
+            " are a softmax; ssd_fast.MultiBoxLoss has it for detectors that score by sigmoids"
+        )
+    weights = loss.class_weights
+    if weights is not None and weights.size(0) != num_classes:
+        raise ValueError(
+            f"loss: class_weights: expected one for each of the {num_classes} classes, got"
+            f" {weights.size(0)}"
+        )
+    return loss
