@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "gradient_memory.h"
 #include "loss_tensors.h"
 #include "tensors.h"
 
@@ -122,13 +123,10 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> focal_loss_backward_cpu(
   const double box_scale = scalar(grad_box_loss, "grad_box_loss");
   const double class_scale = scalar(grad_class_loss, "grad_class_loss");
 
-  const std::vector<Tensor> grad_deltas = zeros_like(deltas);
-  std::vector<Tensor> grad_logits;
-  for (const Tensor& level : logits) {
-    grad_logits.push_back(empty_tensor_like(level));
-    use_large_pages(static_cast<char*>(grad_logits.back().data_ptr()),
-                    level.numel() * static_cast<int64_t>(level.element_size()));
-  }
+  GradientMemory memory({&deltas, &logits});
+  const std::vector<Tensor> grad_deltas = memory.like(deltas);
+  memory.fill_with_zeros();
+  const std::vector<Tensor> grad_logits = memory.like(logits);
   if (B == 0 || P == 0) return {grad_deltas, grad_logits};
   const HeadRows grads = head_rows(grad_deltas, grad_logits, priors);
   const int64_t* positives = int64_data(num_positives);

@@ -2,15 +2,9 @@
 // The tensors that losses take and return beside the heads' outputs.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <optional>
 #include <vector>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "../assignment.h"
 #include "tensors.h"
@@ -70,40 +64,6 @@ inline int64_t total(const int64_t* counts, int64_t n) {
   int64_t sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += counts[i];
   return sum;
-}
-
-// Asks for large pages where memory is fresh from the system: the first touch of a gradient in
-// small ones costs up to twenty times its memset, in large ones a quarter of that. Only pages that
-// lie in it as a whole are asked for, so it grows by nothing.
-inline void use_large_pages(char* data, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = uintptr_t{2} << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) & ~(kPage - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes));
-  if (end >= begin + 2 * kPage) {
-    madvise(reinterpret_cast<void*>(begin), (end - begin) & ~(kPage - 1), MADV_HUGEPAGE);
-  }
-#else
-  (void)data;
-  (void)bytes;
-#endif
-}
-
-// Tensors like `inputs`, dense in memory, filled with zeros by all threads.
-inline std::vector<Tensor> zeros_like(const std::vector<Tensor>& inputs) {
-  constexpr int64_t kChunk = 1 << 20;
-  std::vector<Tensor> outputs;
-  outputs.reserve(inputs.size());
-  for (const Tensor& input : inputs) {
-    outputs.push_back(empty_tensor_like(input));
-    char* data = static_cast<char*>(outputs.back().data_ptr());
-    const int64_t bytes = outputs.back().numel() * static_cast<int64_t>(input.element_size());
-    use_large_pages(data, bytes);
-    torch::stable::parallel_for(0, bytes, kChunk, [&](int64_t begin, int64_t end) {
-      std::memset(data + begin, 0, static_cast<size_t>(end - begin));
-    });
-  }
-  return outputs;
 }
 
 inline float scalar(const Tensor& tensor, const char* name) {

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "gradient_memory.h"
 #include "loss_tensors.h"
 #include "tensors.h"
 
@@ -151,8 +152,10 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
   const double box_scale = scalar(grad_box_loss, "grad_box_loss");
   const double class_scale = scalar(grad_class_loss, "grad_class_loss");
 
-  const std::vector<Tensor> grad_deltas = zeros_like(deltas);
-  const std::vector<Tensor> grad_logits = zeros_like(logits);
+  GradientMemory memory({&deltas, &logits});
+  const std::vector<Tensor> grad_deltas = memory.like(deltas);
+  const std::vector<Tensor> grad_logits = memory.like(logits);
+  memory.fill_with_zeros();
   if (B == 0 || P == 0) return {grad_deltas, grad_logits};
   const HeadRows grads = head_rows(grad_deltas, grad_logits, priors);
   const int32_t* code_data = static_cast<const int32_t*>(code.data_ptr());
