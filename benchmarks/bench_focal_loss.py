@@ -6,20 +6,16 @@ them, as torchvision's RetinaNet does.
 """
 
 import functools
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.cases import Case, make_case
+from benchmarks.focal_losses import PLAIN, Loss, class_losses
 from benchmarks.harness import Contender, SideBySide
 from benchmarks.limits import Work
-from ssd_fast import ops
-from ssd_fast.focal import focal_loss_terms
 from ssd_fast.testing import assert_close
-
-Loss = Callable[[Tensor], Tensor]
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
@@ -35,31 +31,12 @@ def test_focal_loss(side_by_side: SideBySide, classes: int, backward: bool) -> N
 
 
 def contenders(case: Case, backward: bool) -> list[Contender]:
-    """Ours, plain PyTorch and, where it loads, torchvision's, held to plain PyTorch in float64."""
-    objects = tuple(case.objects)
-    matched = ops.match(case.priors, objects[0], objects[2])
-    image, prior = (matched >= 0).nonzero(as_tuple=True)
-    label = objects[1][objects[2][image] + matched[image, prior]]
-
-    def targets(like: Tensor) -> Tensor:
-        target = torch.zeros_like(like)
-        target[image, prior, label] = 1
-        return target
-
-    def ours(logits: Tensor) -> Tensor:
-        return ops.focal_loss(case.deltas, logits, case.priors, *objects, normalizer="none")[1]
-
-    def plain(logits: Tensor) -> Tensor:
-        return focal_loss_terms(logits, targets(logits) > 0, 0.25, 2.0).sum()
-
-    systems: dict[str, Loss] = {"ssd_fast": ours, "plain PyTorch": plain}
-    installed = _installed_focal_loss()
-    if installed is not None:
-        systems["torchvision"] = lambda x: installed(x, targets(x), reduction="sum")
+    """All of them, held to plain PyTorch in float64."""
+    losses = class_losses(case)
     wide = case.logits.double().requires_grad_()
-    loss = plain(wide)
+    loss = losses[PLAIN](wide)
     expected = torch.autograd.grad(loss, wide)[0] if backward else loss.detach()
-    return [_contender(name, system, case, expected, backward) for name, system in systems.items()]
+    return [_contender(name, loss, case, expected, backward) for name, loss in losses.items()]
 
 
 def _contender(name: str, loss: Loss, case: Case, expected: Tensor, backward: bool) -> Contender:
@@ -70,13 +47,3 @@ def _contender(name: str, loss: Loss, case: Case, expected: Tensor, backward: bo
         else (lambda: loss(logits))
     )
     return Contender(name, call, functools.partial(assert_close, expected=expected, what=name))
-
-
-def _installed_focal_loss() -> Callable[..., Tensor] | None:
-    """torchvision's, or None where it does not load."""
-    try:
-        from torchvision.ops import sigmoid_focal_loss
-    except (ImportError, RuntimeError, OSError):  # a CUDA build beside CPU torch: RuntimeError
-        return None
-    found: Callable[..., Tensor] = sigmoid_focal_loss
-    return found

@@ -156,6 +156,9 @@ def rows_of(table: dict[str, Any], device: torch.device, *, full: bool) -> Itera
                 for name in gpu_rows.DETECTORS:
                     yield gpu_rows.detect_row(Row, name, batch, classes, scores, device)
         if batch == table["batches"][0]:
+            for classes in table["classes"]:
+                for name in gpu_rows.FOCAL_LOSSES:
+                    yield gpu_rows.focal_row(Row, name, batch, classes, device)
             for count in table["boxes"]:
                 for crowd in gpu_rows.crowds(full):
                     for name in gpu_rows.SUPPRESSORS:

@@ -9,13 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import cases, detectors, losses
+from benchmarks import cases, detectors, focal_losses, losses
 from benchmarks.device_timing import Times, capture, copies_for, measure
 from benchmarks.peers.torchvision_installed import NotInstalledError, installed_torchvision
 from ssd_fast import ops
 from ssd_fast.models import ssd300_vgg16
 from ssd_fast.priors import ssd300
-from ssd_fast.testing import Objects, crowded_boxes, random_objects, seeded, trained_outputs
+from ssd_fast.testing import (
+    Objects,
+    assert_close,
+    crowded_boxes,
+    random_objects,
+    seeded,
+    trained_outputs,
+)
 
 IOU_THRESHOLD = 0.45
 OBJECTS = {"1-8": (1, 8), "8-40": (8, 40), "100": (100, 100), "none": (0, 0)}
@@ -32,6 +39,7 @@ LOSSES: dict[str, Callable[[cases.Case], losses.LossSystem]] = {
     "vectorized, compiled": losses.of_vectorized,
 }
 CRASH_WITHOUT_OBJECTS = {"amdegroot", "nvidia", "sgrvinod", "vectorized", "vectorized, compiled"}
+FOCAL_LOSSES = ("ssd_fast", GRAPH, "torchvision", focal_losses.PLAIN)
 DETECTORS = ("ssd_fast", GRAPH, "torchvision")
 SUPPRESSORS = ("ssd_fast", "ssd_fast, padded, in a CUDA graph", "torchvision")
 NETWORKS = tuple(
@@ -121,6 +129,28 @@ def loss_row(
 
     group = f"loss and gradients, B={batch}, C={classes}, {objects} objects"
     return make_row(group, name, run, moved)
+
+
+def focal_row(
+    make_row: Callable[..., Any], name: str, batch: int, classes: int, device: torch.device
+) -> Any:
+    """The sigmoid focal loss, forward and backward; ours matches in the same call."""
+    size = 4 * batch * 8732 * classes
+
+    def run() -> Times:
+        if name == "torchvision":
+            _require(name, "focal_loss", device)
+        case, _ = _case(batch, classes, "1-8", False, device)
+        losses_of = focal_losses.class_losses(case)
+        loss = losses_of["ssd_fast" if name == GRAPH else name]
+        inputs = [case.logits.clone().requires_grad_() for _ in range(copies_for(2 * size))]
+        calls = [lambda x=x: torch.autograd.grad(loss(x), x)[0] for x in inputs]
+        wide = case.logits.double().requires_grad_()
+        (expected,) = torch.autograd.grad(losses_of[focal_losses.PLAIN](wide), wide)
+        assert_close(calls[0](), expected, what=name)
+        return _measure(calls, device, in_graphs=name == GRAPH)
+
+    return make_row(f"focal loss and gradient, B={batch}, C={classes}", name, run, 2 * size)
 
 
 def _measure(calls: list[Callable[[], Any]], device: torch.device, *, in_graphs: bool) -> Times:

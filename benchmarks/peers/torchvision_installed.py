@@ -17,14 +17,14 @@ class NotInstalledError(RuntimeError):
 
 
 def installed_torchvision() -> SimpleNamespace | None:
-    """Functions `match`, `compute_loss`, `postprocess`, `decode`, `nms`, `batched_nms`.
+    """Functions by name, such as `match`, `compute_loss`, `postprocess`, `decode` and `nms`.
 
     None where torchvision is not installed or, beside another build of torch, does not load.
     """
     try:
         from torchvision.models.detection import _utils
         from torchvision.models.detection.ssd import SSD
-        from torchvision.ops import batched_nms, box_iou, nms
+        from torchvision.ops import batched_nms, box_iou, nms, sigmoid_focal_loss
     except (ImportError, RuntimeError, OSError):  # a CUDA build beside CPU torch: RuntimeError
         return None
     settings = SimpleNamespace(
@@ -53,4 +53,5 @@ def installed_torchvision() -> SimpleNamespace | None:
         decode=settings.box_coder.decode_single,
         nms=nms,
         batched_nms=batched_nms,
+        sigmoid_focal_loss=sigmoid_focal_loss,
     )

@@ -122,7 +122,7 @@ def test_the_benchmarks_resume(tmp_path, monkeypatch, capsys):
     assert content["commit"] == "abc"
     rows = content["rows"]
     ours = [row for row in rows.values() if row["name"].startswith("ssd_fast")]
-    assert len(ours) == 10
+    assert len(ours) == 12
     assert all(row["median"] > 0 for row in ours)
     assert status == 0
     assert [row["error"] for row in rows.values() if "error" in row] == []
