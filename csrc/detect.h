@@ -3,7 +3,8 @@
 // Contract: ssd_fast/ops/detect.py.
 //
 // Most rows hold background. They are told by comparisons alone: a class scores above t only if
-// its logit exceeds the background's by more than log(t / (1 - t)). The rest gets its softmax.
+// its logit exceeds the background's, or 0 where scores are sigmoids, by more than
+// log(t / (1 - t)). The rest gets its softmax or sigmoids.
 // Candidates of all classes are then visited in one order, best first, only as many as it takes:
 // a class takes part with its first top_k, and the visit ends with the last detection. Boxes of
 // different classes never meet, so that is what NMS class by class would keep.
@@ -14,7 +15,8 @@
 //
 // Where nearly every row passes that comparison (the first epoch), a sample of rows gives a floor
 // that about as many scores reach as it takes, and rows that stay below it are told by one
-// exponential a logit. Should all candidates be visited, the next best are, from the logits.
+// exponential a logit, or by a comparison of sigmoids' logits. Should all candidates be visited,
+// the next best are, from the logits.
 #pragma once
 
 #include <algorithm>
@@ -41,6 +43,7 @@
 namespace ssd_fast {
 
 enum class Nms : int64_t { kHard, kSoftLinear, kSoftGaussian, kDiou };
+enum class Scores : int64_t { kSoftmax, kSigmoid };
 
 struct DetectOptions {
   float score_threshold;
@@ -48,11 +51,13 @@ struct DetectOptions {
   float iou_threshold;
   int64_t max_detections;
   Variances variances;
-  int64_t background;
+  int64_t background;  // -1 for none
   float max_log_scale;
   Nms nms;
   float sigma;
+  Scores scores;
 
+  bool is_sigmoid() const { return scores == Scores::kSigmoid; }
   bool is_soft() const { return nms == Nms::kSoftLinear || nms == Nms::kSoftGaussian; }
 };
 
@@ -74,8 +79,8 @@ SSD_FAST_PER_INSTRUCTION_SET(
     // Detects in images `begin` to `end` of the batch.
     void detect_images(const DetectJob& job, int64_t begin, int64_t end);)
 
-// How far a logit must exceed the background's for a score above `threshold`. Computed scores are
-// off by some 1e-6 of themselves, so the bound belongs to a threshold 1e-4 lower.
+// How far a logit must exceed the background's, or 0, for a score above `threshold`. Computed
+// scores are off by some 1e-6 of themselves, so the bound belongs to a threshold 1e-4 lower.
 inline float logit_margin(float threshold) {
   // Scores below float32's normal numbers are too coarse for a bound.
   if (!(threshold > 1e-30f)) return -std::numeric_limits<float>::infinity();
@@ -135,7 +140,7 @@ class Detector {
     seen_.assign(static_cast<size_t>(classes), 0);
     open_.assign(static_cast<size_t>(classes + ScoreRow::kPartial), 0);
     std::fill(open_.begin(), open_.begin() + classes, 1);
-    open_[options.background] = 0;
+    if (options.background >= 0) open_[options.background] = 0;
 
     int64_t count = 0;
     uint64_t visited = 0;  // no key is this small
@@ -170,16 +175,21 @@ class Detector {
   // Offers all scores above the threshold that reach the floor. Without a floor it gives up, and
   // returns false, where `few` rows and a quarter of those scanned have such scores.
   bool collect(int64_t image, float floor, int64_t few) {
+    const DetectOptions& options = job_->options;
+    const bool is_softmax = !options.is_sigmoid();
     int64_t offered = 0, scanned_before = 0;
+    bar_ = is_softmax || floor == kNoFloor ? margin_ : std::max(margin_, logit_margin(floor));
     for (size_t l = 0; l < starts_.size(); ++l) {
       const Level& level = job_->logits.levels[l];
       const auto offer = [&](int64_t row, int64_t scanned) {
         offer_row(l, image, row);
         return ++offered < few + (scanned_before + scanned) / 4;
       };
-      filter_.reset(level, job_->logits.dtype, job_->logits.channels, job_->options.background);
-      const bool go_on = floor == kNoFloor ? filter_.leading(image, margin_, offer)
-                                           : filter_.reaching(image, margin_, floor, offer);
+      filter_.reset(level, job_->logits.dtype, job_->logits.channels, options.background,
+                    is_softmax);
+      const bool go_on = is_softmax && floor != kNoFloor
+                             ? filter_.reaching(image, margin_, floor, offer)
+                             : filter_.leading(image, bar_, offer);
       if (!go_on) return false;
       scanned_before += level.rows;
     }
@@ -193,6 +203,7 @@ class Detector {
     const size_t rank = static_cast<size_t>(wanted / std::max<int64_t>(step, 1));
     if (step < 2 || rank == 0 || rank >= BestKeys::kMost) return kNoFloor;
     best_.reset(rank, visited, kNoFloor);
+    bar_ = margin_;
     for (size_t l = 0; l < starts_.size(); ++l) {
       // Rows `step` apart, counted over all levels.
       for (int64_t row = (step - starts_[l] % step) % step; row < job_->logits.levels[l].rows;
@@ -212,14 +223,19 @@ class Detector {
     visit_dtype(job_->logits.dtype, [&](auto* type) {
       row_.read(static_cast<decltype(type)>(level.data) + offset, level.channel_stride);
     });
-    row_.scores(std::max(job_->options.score_threshold, best_.below()), open_.data(),
-                [&](int64_t c, Floats score, uint32_t classes) {
-                  for (; classes != 0; classes &= classes - 1) {
-                    const int k = __builtin_ctz(classes);
-                    const int64_t index = (c + k) * job_->P + prior;
-                    best_.offer(score_key(score[k], static_cast<uint32_t>(index)));
-                  }
-                });
+    const auto offer = [&](int64_t c, Floats score, uint32_t classes) {
+      for (; classes != 0; classes &= classes - 1) {
+        const int k = __builtin_ctz(classes);
+        const int64_t index = (c + k) * job_->P + prior;
+        best_.offer(score_key(score[k], static_cast<uint32_t>(index)));
+      }
+    };
+    const float threshold = std::max(job_->options.score_threshold, best_.below());
+    if (job_->options.is_sigmoid()) {
+      row_.sigmoids(threshold, bar_, open_.data(), offer);
+    } else {
+      row_.scores(threshold, open_.data(), offer);
+    }
   }
 
   struct Candidate {
@@ -343,6 +359,7 @@ class Detector {
 
   const DetectJob* job_ = nullptr;
   float margin_ = 0;
+  float bar_ = 0;                // what the logits of sigmoids have to reach at the moment
   std::vector<int64_t> starts_;  // first prior of each level
   RowFilter filter_;
   ScoreRow row_;

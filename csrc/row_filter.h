@@ -29,10 +29,13 @@ inline Floats quick_exp(Floats x) {
 // it may be wrong to one side: a row that is not reported has no score that is asked for.
 class RowFilter {
  public:
-  // Prepares for a level, which must outlive the search.
-  void reset(const Level& level, Dtype dtype, int64_t classes, int64_t background) {
+  // Prepares for a level, which must outlive the search. Logits count less the background's if
+  // `is_relative`, else as they are; the background, or -1 for none, is no class either way.
+  void reset(const Level& level, Dtype dtype, int64_t classes, int64_t background,
+             bool is_relative) {
     level_ = &level;
     dtype_ = dtype;
+    is_relative_ = is_relative;
     if (classes == classes_ && background == background_) return;
     classes_ = classes;
     background_ = background;
@@ -49,7 +52,7 @@ class RowFilter {
   }
 
   // Calls report(row, rows scanned so far) as long as it returns true for the rows of an image of
-  // which a class exceeds the background by `margin` or more. Returns what the last call did.
+  // which a class reaches `margin`. Returns what the last call did.
   template <typename Report>
   bool leading(int64_t image, float margin, const Report& report) {
     if (level_->has_even_rows()) {
@@ -66,7 +69,7 @@ class RowFilter {
         image, [margin](Floats lead, Floats) { return lead >= margin; }, report);
   }
 
-  // The same for the rows that hold a score of at least `floor`, a normal number, as well.
+  // The same for the rows that hold a softmax of at least `floor`, a normal number, as well.
   template <typename Report>
   bool reaching(int64_t image, float margin, float floor, const Report& report) {
     const float bound = floor * 0.998f;  // more than the error of both exponentials
@@ -120,12 +123,12 @@ class RowFilter {
     return v + 1 < vectors ? v * kLanes : last_start_;
   }
 
-  // The largest of `best` and, class by class, a row's logits less its background's. Minus
-  // infinity takes lanes out; a NaN is passed over. Adds exponentials to *sum, if there is one.
+  // The largest of `best` and, class by class, what a row's logits count. Minus infinity takes
+  // lanes out; a NaN is passed over. Adds exponentials to *sum, if there is one.
   template <int kVectors>
   Floats lead(const float* row, Floats best, Floats* sum) const {
     const int64_t vectors = kVectors ? kVectors : vectors_;
-    const Floats reference = splat(row[background_]);
+    const Floats reference = splat(is_relative_ ? row[background_] : 0.0f);
 #pragma GCC unroll 6
     for (int64_t v = 0; v < vectors; ++v) {
       const Floats ahead = load(row + start(v, vectors)) - reference + load(&excess_[v * kLanes]);
@@ -241,13 +244,14 @@ class RowFilter {
   void reduce_cells(const T* cells, int64_t count) {
     std::fill(leads_, leads_ + count + kLanes, kNone);
     if (kSums) std::fill(sums_, sums_ + count + kLanes, 1.0f);
-    const T* const reference = cells + background_ * level_->channel_stride;
+    const T* const reference = is_relative_ ? cells + background_ * level_->channel_stride : cells;
     for (int64_t c = 0; c < classes_; ++c) {
       if (c == background_) continue;
       const T* const logits = cells + c * level_->channel_stride;
       for (int64_t i = 0; i < count; i += kLanes) {
         const int64_t lanes = std::min(kLanes, count - i);
-        const Floats ahead = load_cells(logits, i, lanes) - load_cells(reference, i, lanes);
+        Floats ahead = load_cells(logits, i, lanes);
+        if (is_relative_) ahead -= load_cells(reference, i, lanes);
         store(leads_ + i, max(ahead, load(leads_ + i)));
         if constexpr (kSums) store(sums_ + i, load(sums_ + i) + quick_exp(ahead));
       }
@@ -269,6 +273,7 @@ class RowFilter {
   Dtype dtype_ = Dtype::kFloat32;
   int64_t classes_ = -1;
   int64_t background_ = -1;
+  bool is_relative_ = true;
   int64_t vectors_ = 0;
   int64_t last_start_ = 0;     // class at which the last vector of a row starts
   std::vector<float> excess_;  // 0 in the lanes of each vector that count, else -inf

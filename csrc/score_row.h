@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The scores of one row of logits: its softmax. Torch-free.
+// The scores of one row of logits: its softmax, or the sigmoid of each. Torch-free.
 #pragma once
 
 #include <algorithm>
@@ -62,6 +62,21 @@ class ScoreRow {
     const float sum = fold_lanes(partial[0], [](Floats a, Floats b) { return a + b; });
     for (size_t c = 0; c < exps_.size(); c += kLanes) {
       const Floats score = load(&exps_[c]) / sum;
+      const uint32_t lanes = lanes_of((score > threshold) & (load(open + c) != 0));
+      if (lanes != 0) each(static_cast<int64_t>(c), score, lanes);
+    }
+  }
+
+  // The same with the sigmoid of each logit, none of which depends on the others. Logits below
+  // `bar`, or NaN, have no score above the threshold: vectors of these cost a comparison.
+  template <typename Each>
+  void sigmoids(float threshold, float bar, const int32_t* open, const Each& each) {
+    constexpr float kNone = -std::numeric_limits<float>::infinity();
+    std::fill(exps_.begin() + classes_, exps_.end(), kNone);
+    for (size_t c = 0; c < exps_.size(); c += kLanes) {
+      const Floats logit = load(&exps_[c]);
+      if (!any_reaching(logit, splat(bar))) continue;
+      const Floats score = splat(1.0f) / (exp(Floats{} - logit) + 1.0f);
       const uint32_t lanes = lanes_of((score > threshold) & (load(open + c) != 0));
       if (lanes != 0) each(static_cast<int64_t>(c), score, lanes);
     }

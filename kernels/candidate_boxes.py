@@ -35,6 +35,7 @@ def next_range(
     CAPACITY: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    SIGMOID: tl.constexpr,
 ):
     """Lists the best candidates below ``high``; returns their number and the least key listed."""
     low = guess_low(best_ptr, CAPACITY // 2, floor, high, P)
@@ -46,7 +47,7 @@ def next_range(
         n, bins = collect_range(
             levels, image, total_ptr, best_ptr, seen_ptr, rows_ptr, keys_ptr,
             low, high, shift, binned, P, background, threshold, top_k,
-            C, INNER, CAPACITY, BLOCK_R, BLOCK_C,
+            C, INNER, CAPACITY, BLOCK_R, BLOCK_C, SIGMOID,
         )  # fmt: skip
         if (n > CAPACITY) & (binned > 0):
             low, high = narrow(bins, n, CAPACITY, low, high, shift)

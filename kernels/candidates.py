@@ -51,13 +51,20 @@ def row_peaks(
     C: tl.constexpr,
     INNER: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    SIGMOID: tl.constexpr,
 ):
-    """The largest logit of each row, and the largest that is not the background's."""
+    """The largest logit of each row, and the largest that is not the background's.
+
+    For sigmoids the first is not looked for, and a NaN, which is no score, hides no other logit.
+    """
     peak = tl.full(pointers.shape, float("-inf"), tl.float32)
     lead = tl.full(pointers.shape, float("-inf"), tl.float32)
     for first in range(0, C, BLOCK_C):
         x, c = load_classes(pointers, channels, ok, first, C, INNER, BLOCK_C)
-        peak = tl.maximum(peak, tl.max(x, axis=1))
+        if SIGMOID:
+            x = tl.where(x != x, float("-inf"), x)
+        else:
+            peak = tl.maximum(peak, tl.max(x, axis=1))
         lead = tl.maximum(lead, tl.max(tl.where(c == background, float("-inf"), x), axis=1))
     return peak, lead
 
@@ -93,10 +100,15 @@ def score_classes(
     C: tl.constexpr,
     INNER: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    SIGMOID: tl.constexpr,
 ):
-    """Softmax scores of a block of classes, the classes, and which scores make a candidate."""
+    """Scores of a block of classes, the classes, and which scores make a candidate."""
     x, c = load_classes(pointers, channels, ok, first, C, INNER, BLOCK_C)
-    score = tl.math.div_rn(exp(x - peak[:, None]), tl.zeros(x.shape, tl.float32) + total[:, None])
+    one = tl.full(x.shape, 1.0, tl.float32)
+    if SIGMOID:
+        score = tl.math.div_rn(one, one + exp(0.0 - x))
+    else:
+        score = tl.math.div_rn(exp(x - peak[:, None]), one * total[:, None])
     return score, c, ok[:, None] & (c < C) & (c != background) & (score > threshold)
 
 
@@ -221,6 +233,7 @@ def collect_range(
     CAPACITY: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    SIGMOID: tl.constexpr,
 ):
     """Lists the candidates with low <= key < high, as many as fit, and counts all of them.
 
@@ -237,13 +250,16 @@ def collect_range(
         r = begin + tl.arange(0, BLOCK_R)
         ok = r < rows
         p = tl.load(rows_ptr + r, ok, other=0)
-        total = tl.load(total_ptr + p, ok, other=1.0)
         pointers, channels = locate_logits(image, p, levels)
-        peak, _ = row_peaks(pointers, channels, ok, background, C, INNER, BLOCK_C)
+        peak = tl.zeros((BLOCK_R,), tl.float32)
+        total = tl.zeros((BLOCK_R,), tl.float32)
+        if not SIGMOID:
+            total = tl.load(total_ptr + p, ok, other=1.0)
+            peak, _ = row_peaks(pointers, channels, ok, background, C, INNER, BLOCK_C, SIGMOID)
         for first in range(0, C, BLOCK_C):
             score, c, hit = score_classes(
                 pointers, channels, peak, total, ok, first, background, threshold,
-                C, INNER, BLOCK_C,
+                C, INNER, BLOCK_C, SIGMOID,
             )  # fmt: skip
             keys = candidate_key(score, c, p[:, None], P)
             hit = hit & (keys >= low) & (keys < high)

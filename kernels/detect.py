@@ -50,13 +50,14 @@ BLOCK_R = 32  # rows read again at a time
 BLOCK_N = 64  # candidates visited at a time
 IMAGE_WARPS = 8
 SOFT_LINEAR, SOFT_GAUSSIAN, DIOU = 1, 2, 3  # numbers of suppression in the operator's schema
+SIGMOID = 1  # number of the scores there
 REGISTERS = 255  # named, or ptxas spills some to fit two programs on a multiprocessor
 
 
 @triton.jit
 def _candidates_kernel(
     levels,
-    total_ptr,  # (B, P) float32, out where best >= 0: the row's sum of exponentials
+    total_ptr,  # (B, P) float32, out where best >= 0, of a softmax alone: the row's exponentials
     best_ptr,  # (B, P) float32, out: the row's best score, -1 where it has no candidate
     keys_ptr,  # (B, CAPACITY) int64, out
     count_ptr,  # (B,) int32, in: zeros; out: candidates, at least CAPACITY + 1 where they overflow
@@ -70,33 +71,39 @@ def _candidates_kernel(
     CAPACITY: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    SIGMOID: tl.constexpr,
 ):
     """The pass over the logits: one block of rows of one image.
 
-    A class exceeds the threshold only where its logit exceeds the background's by the margin, so
-    most rows are done after one comparison, and most blocks without an exponential.
+    A class exceeds the threshold only where its logit exceeds the background's, or 0 where scores
+    are sigmoids, by the margin, so most rows are done after one comparison, and most blocks without
+    an exponential.
     """
     image = (tl.program_id(0) // BLOCKS).to(tl.int64)
     block = tl.program_id(0) % BLOCKS
     level, p, ok, base, offset, channel, _, _, _ = locate(image, block, levels, BLOCK_R, INNER)
     pointers = pick(levels, level, LOGITS) + base + offset
-    peak, lead = row_peaks(pointers, channel, ok, background, C, INNER, BLOCK_C)
-    reference = tl.load(pointers + background * channel, ok, other=0.0).to(tl.float32)
+    peak, lead = row_peaks(pointers, channel, ok, background, C, INNER, BLOCK_C, SIGMOID)
+    reference = tl.zeros((BLOCK_R,), tl.float32)
+    if not SIGMOID:
+        reference = tl.load(pointers + background * channel, ok, other=0.0).to(tl.float32)
     possible = ok & ((lead - reference > margin) | (margin == float("-inf")))
     best = tl.full((BLOCK_R,), -1.0, tl.float32)
     if tl.max(possible.to(tl.int32), axis=0) > 0:
-        total = row_totals(pointers, channel, peak, possible, C, INNER, BLOCK_C)
+        total = tl.zeros((BLOCK_R,), tl.float32)
+        if not SIGMOID:
+            total = row_totals(pointers, channel, peak, possible, C, INNER, BLOCK_C)
+            tl.store(total_ptr + image * P + p, total, ok)
         for first in range(0, C, BLOCK_C):
             score, c, hit = score_classes(
                 pointers, channel, peak, total, possible, first, background, threshold,
-                C, INNER, BLOCK_C,
+                C, INNER, BLOCK_C, SIGMOID,
             )  # fmt: skip
             row_best = tl.max(tl.where(hit, score, -1.0), axis=1)
             best = tl.maximum(best, row_best)
             if tl.max(row_best, axis=0) >= 0.0:
                 keys = candidate_key(score, c, p[:, None], P)
                 append_keys(keys_ptr + image * CAPACITY, count_ptr + image, keys, hit, CAPACITY)
-        tl.store(total_ptr + image * P + p, total, ok)
     tl.store(best_ptr + image * P + p, best, ok)
 
 
@@ -159,7 +166,7 @@ def _detect_kernel(
     low_y,
     high_x,
     high_y,
-    total_ptr,  # (B, P) float32
+    total_ptr,  # (B, P) float32, of a softmax alone
     best_ptr,  # (B, P) float32
     keys_ptr,  # (B, CAPACITY) int64, in and out
     sorted_ptr,  # (B, CAPACITY) int64, scratch
@@ -189,6 +196,7 @@ def _detect_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
     DISTANCE: tl.constexpr,
+    SIGMOID: tl.constexpr,
 ):
     """One image: its candidates, best first, until K are kept or none is left."""
     image = tl.program_id(0).to(tl.int64)
@@ -220,7 +228,7 @@ def _detect_kernel(
         if overflow:
             n, low = next_range(
                 levels, image, total_ptr, best_ptr, seen_ptr, rows_ptr, keys_ptr, floor, high,
-                P, background, threshold, top_k, C, INNER, CAPACITY, BLOCK_R, BLOCK_C,
+                P, background, threshold, top_k, C, INNER, CAPACITY, BLOCK_R, BLOCK_C, SIGMOID,
             )  # fmt: skip
         sort_keys(keys_ptr, sorted_ptr, n, BLOCK_I=32, BLOCK_J=128)
         first = P * 0
@@ -254,6 +262,7 @@ def launch_detect(
     max_log_scale: float | None,
     nms: int = 0,
     sigma: float = 0.5,
+    scores_by: int = 0,
     block: int | None = None,
     capacity: int = CAPACITY,
     visit: int = BLOCK_N,
@@ -266,22 +275,24 @@ def launch_detect(
     """
     levels, inner = level_views(deltas, logits)
     B, P, C, K = deltas[0].size(0), priors.size(0), count_classes(deltas, logits), max_detections
-    _check(levels, P, C, background_index)
+    _check(levels, P, C, background_index, scores_by)
     boxes, scores = priors.new_empty((B, K, 4)), priors.new_empty((B, K))
     labels = priors.new_empty((B, K), dtype=torch.int64)
     counts = priors.new_empty((B,), dtype=torch.int64)
     top_k = min(top_k, P)
-    if B == 0 or top_k == 0 or C == 1:
+    if B == 0 or top_k == 0 or (C == 1 and background_index == 0):
         return boxes.zero_(), scores.zero_(), labels.zero_(), counts.zero_()
     capacity = _fitting_capacity(capacity, P, C, top_k)
     block = block or ROWS_PER_PROGRAM[inner]
     blocks = count_blocks(levels, block)
-    total, best = priors.new_empty((B, P)), priors.new_empty((B, P))
+    total = priors.new_empty((0, 0) if scores_by == SIGMOID else (B, P))
+    best = priors.new_empty((B, P))
     rows, seen = (priors.new_empty((B, n), dtype=torch.int32) for n in (P, C))
     keys, ordered = (priors.new_empty((B, capacity), dtype=torch.int64) for _ in range(2))
     used = priors.new_zeros((B,), dtype=torch.int32)
     threshold = ctypes.c_float(score_threshold).value
     options = {"C": C, "INNER": inner, "CAPACITY": capacity, "BLOCK_C": class_block(C)}
+    options["SIGMOID"] = scores_by == SIGMOID
     _candidates_kernel[(B * blocks,)](
         levels,
         total,
@@ -344,13 +355,14 @@ def launch_detect(
     return boxes, scores, labels, counts
 
 
-def _check(levels: tuple[Level, ...], P: int, C: int, background: int) -> None:
+def _check(levels: tuple[Level, ...], P: int, C: int, background: int, scores_by: int) -> None:
     """Raises ValueError where the kernels would read out of bounds."""
     rows = sum(level.groups * level.rows for level in levels)
     if rows != P:
         raise ValueError(f"priors: expected one for each of the {rows} rows of deltas, got {P}")
-    if not 0 <= background < C:
-        raise ValueError(f"background_index: expected from 0 to {C - 1}, got {background}")
+    lowest = -1 if scores_by == SIGMOID else 0
+    if not lowest <= background < C:
+        raise ValueError(f"background_index: expected from {lowest} to {C - 1}, got {background}")
 
 
 def _fitting_capacity(capacity: int, P: int, C: int, top_k: int) -> int:
@@ -360,7 +372,7 @@ def _fitting_capacity(capacity: int, P: int, C: int, top_k: int) -> int:
 
 
 def _margin(threshold: float) -> float:
-    """How far a logit must exceed the background's for a score above ``threshold``.
+    """How far a logit must exceed the background's, or 0, for a score above ``threshold``.
 
     Computed scores are off by some 1e-6 of themselves, so the bound is that of a threshold 1e-4
     lower; scores below float32's normal numbers are too coarse for one.

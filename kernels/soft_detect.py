@@ -143,7 +143,7 @@ def _soft_detect_kernel(
     low_y,
     high_x,
     high_y,
-    total_ptr,  # (B, P) float32
+    total_ptr,  # (B, P) float32, of a softmax alone
     best_ptr,  # (B, P) float32
     keys_ptr,  # (B, CAPACITY) int64, in and out
     sorted_ptr,  # (B, CAPACITY) int64, scratch
@@ -176,6 +176,7 @@ def _soft_detect_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
     GAUSSIAN: tl.constexpr,
+    SIGMOID: tl.constexpr,
 ):
     """One image: the best candidate that waits is detected, until there are K or none is left."""
     image = tl.program_id(0).to(tl.int64)
@@ -210,7 +211,7 @@ def _soft_detect_kernel(
         if overflow:
             n, low = next_range(
                 levels, image, total_ptr, best_ptr, seen_ptr, rows_ptr, keys_ptr, floor, high,
-                P, background, threshold, top_k, C, INNER, CAPACITY, BLOCK_R, BLOCK_C,
+                P, background, threshold, top_k, C, INNER, CAPACITY, BLOCK_R, BLOCK_C, SIGMOID,
             )  # fmt: skip
         sort_keys(keys_ptr, sorted_ptr, n, BLOCK_I=32, BLOCK_J=128)
         first = P * 0

@@ -18,7 +18,7 @@ class Detections(NamedTuple):
 
     Attributes:
         boxes: (B, K, 4) float32 corners ``(x1, y1, x2, y2)``, in the unit of the priors.
-        scores: (B, K) float32, softmax probabilities.
+        scores: (B, K) float32, softmax probabilities, or sigmoids.
         labels: (B, K) int64.
         counts: (B,) int64, how many of the K rows of each image are detections.
     """

@@ -54,8 +54,8 @@ class MultiBoxLoss(Float32Buffers):
             no logit is the background's.
         classification: "softmax": cross-entropy of the positives and the mined negatives.
             "focal": the sigmoid focal loss of all rows, `ssd_fast.ops.focal_loss`, instead; mining,
-            class weights and label smoothing do not go with it. What it trains are sigmoids;
-            `ssd_fast.ops.detect`, whose scores are a softmax, is not for them.
+            class weights and label smoothing do not go with it. What it trains are sigmoids:
+            `ssd_fast.ops.detect(scores="sigmoid")` with the same `background_index` detects.
         alpha: of the focal loss.
         gamma: of the focal loss.
         channels_first: deltas and logits are (B, 4, P) and (B, C, P), as a convolution over all

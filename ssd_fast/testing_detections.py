@@ -23,7 +23,7 @@ def assert_same_detections(
     score_threshold: float = 0.01,
     top_k: int = 400,
     iou_threshold: float = 0.45,
-    background_index: int = 0,
+    background_index: int | None = 0,
     nms: str = "hard",
     sigma: float = 0.5,
     band: float = DECISION_BAND,
@@ -36,12 +36,12 @@ def assert_same_detections(
     Args:
         found: detections of a batch.
         expected: detections of the same batch by another implementation.
-        scores: (B, P, C) float64, the softmax that both started from.
+        scores: (B, P, C) float64, the softmax or sigmoids that both started from.
         boxes: (B, P, 4) float64, decoded and clipped.
         score_threshold: see `ssd_fast.ops.detect`, as the next three.
         top_k: see there.
         iou_threshold: see there.
-        background_index: see there.
+        background_index: see there; None for none.
         nms: see there, as the next.
         sigma: see there.
         band: relative distance within which keys may be ordered either way.
@@ -56,7 +56,8 @@ def assert_same_detections(
                 "scores"
             ].allclose(other["scores"], rtol=band, atol=0):
                 continue
-        assert not bool((one["labels"] == background_index).any()), f"image {i}: background"
+        if background_index is not None:
+            assert not bool((one["labels"] == background_index).any()), f"image {i}: background"
         if nms.startswith("soft"):
             limits = (score_threshold, top_k, iou_threshold, sigma if "gauss" in nms else None)
             full = len(one["scores"]) == found.scores.size(1)
@@ -173,7 +174,7 @@ def _check_decay(
     scores: Tensor,
     boxes: Tensor,
     limits: tuple[float, int, float, float | None],
-    background_index: int,
+    background_index: int | None,
     full: bool,
     band: float,
 ) -> None:
@@ -189,7 +190,8 @@ def _check_decay(
     margin = band * abs(score_threshold)
     possible = finite & (rank < top_k)
     certain = possible & (rank_at_worst < top_k)
-    possible[:, background_index] = certain[:, background_index] = False
+    if background_index is not None:
+        possible[:, background_index] = certain[:, background_index] = False
     rows = zip(*(image[key] for key in ("boxes", "scores", "labels")), strict=True)
     for number, (box, score_, label_) in enumerate(rows):
         what, label, score = f"detection {number}", int(label_), float(score_)

@@ -34,11 +34,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> detect_cpu(
     double score_threshold, int64_t top_k, double iou_threshold, int64_t max_detections,
     const std::vector<double>& variances, int64_t background_index,
     const std::optional<std::vector<double>>& clip_all, const std::optional<Tensor>& clip_each,
-    std::optional<double> max_log_scale, int64_t nms, double sigma) {
+    std::optional<double> max_log_scale, int64_t nms, double sigma, int64_t scores_by) {
   const Tensor priors = contiguous_boxes(priors_in, "priors");
   const HeadRows heads = head_rows(deltas, logits, priors);
   const int64_t B = heads.batch, K = max_detections;
-  STD_TORCH_CHECK(background_index >= 0 && background_index < heads.classes,
+  STD_TORCH_CHECK(scores_by >= 0 && scores_by <= static_cast<int64_t>(Scores::kSigmoid),
+                  "scores: expected 0 or 1, got ", scores_by);
+  const int64_t lowest = static_cast<Scores>(scores_by) == Scores::kSigmoid ? -1 : 0;
+  STD_TORCH_CHECK(background_index >= lowest && background_index < heads.classes,
                   "background_index: expected a class, got ", background_index);
   STD_TORCH_CHECK(top_k >= 0 && K >= 0, "top_k, max_detections: expected at least 0");
   STD_TORCH_CHECK(heads.priors == 0 || heads.classes <= (int64_t{1} << 32) / heads.priors,
@@ -55,7 +58,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> detect_cpu(
                               background_index,
                               scale_limit(max_log_scale),
                               static_cast<Nms>(nms),
-                              static_cast<float>(sigma)};
+                              static_cast<float>(sigma),
+                              static_cast<Scores>(scores_by)};
 
   Tensor boxes = empty_tensor({B, K, 4}, ScalarType::Float);
   Tensor scores = empty_tensor({B, K}, ScalarType::Float);

@@ -27,6 +27,7 @@ def onnx_detect(
     max_log_scale: float | None,
     nms: int,
     sigma: float,
+    scores: int = 0,
 ) -> tuple[Any, Any, Any, Any]:
     """The graph of `ssd_fast.ops.detect`, for the translation table of `torch.onnx.export`.
 
@@ -42,12 +43,13 @@ def onnx_detect(
         iou_threshold: of NMS.
         max_detections: D.
         variances: four numbers.
-        background_index: class that is not detected.
+        background_index: class that is not detected; -1 for none.
         clip: four numbers.
         image_clip: not supported.
         max_log_scale: clamp of the sizes.
         nms: 0, "hard".
         sigma: without effect on that.
+        scores: 0, softmax, or 1, sigmoid.
 
     Returns:
         boxes (B, D, 4) float32, scores (B, D) float32, labels (B, D) int64, counts (B,) int64.
@@ -70,16 +72,18 @@ def onnx_detect(
         for delta, logit in zip(deltas, logits, strict=True)
     ]
     classes = [c for c in range(columns[0]) if c != background_index]
-    probabilities = op.Softmax(_rows(logits, columns), axis=-1)  # a NaN or +inf logit gives NaN
-    scores = op.Transpose(op.Gather(probabilities, _integers(classes), axis=2), perm=[0, 2, 1])
+    rows = _rows(logits, columns)
+    # Of a softmax a NaN or +inf logit makes NaN of the row, of a sigmoid a NaN of itself.
+    probabilities = op.Sigmoid(rows) if scores else op.Softmax(rows, axis=-1)
+    likely = op.Transpose(op.Gather(probabilities, _integers(classes), axis=2), perm=[0, 2, 1])
     finite = op.Not(op.Or(op.IsNaN(boxes), op.IsInf(boxes)))
     healthy = op.ReduceMin(op.Cast(finite, to=1), _integers([2]), keepdims=0)
-    usable = op.And(op.Not(op.IsNaN(scores)), op.Cast(op.Unsqueeze(healthy, _integers([1])), to=9))
-    scores = op.Where(usable, scores, _floats(0.0))
+    usable = op.And(op.Not(op.IsNaN(likely)), op.Cast(op.Unsqueeze(healthy, _integers([1])), to=9))
+    likely = op.Where(usable, likely, _floats(0.0))
 
     candidates = min(top_k, priors.shape[0])
     width = len(classes) * candidates
-    best, prior = op.TopK(scores, _integers([candidates]), axis=2)  # (B, C - 1, K)
+    best, prior = op.TopK(likely, _integers([candidates]), axis=2)  # (B, C - 1, K)
     boxes = _take_rows(boxes, op.Reshape(prior, _integers([0, -1])))  # (B, (C - 1) K, 4)
     kept = _suppress(
         op.Reshape(boxes, _integers([-1, candidates, 4])),

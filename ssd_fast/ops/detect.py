@@ -28,7 +28,13 @@ from ssd_fast.ops._levels import join_levels
 from ssd_fast.ops._library import register
 from ssd_fast.suppression import NMS, suppress
 
-__all__ = ["detect", "detect_reference"]
+__all__ = ["SCORES", "detect", "detect_reference"]
+
+SCORES = {"softmax": 0, "sigmoid": 1}
+"""The words for ``scores`` and the numbers that stand for them in schemas."""
+
+NO_BACKGROUND = -1
+"""What the schema takes where no class is the background."""
 
 Clip = Sequence[float] | Tensor | None
 
@@ -43,19 +49,28 @@ def detect(
     iou_threshold: float = 0.45,
     max_detections: int = 200,
     variances: Sequence[float] = (0.1, 0.2),
-    background_index: int = 0,
+    background_index: int | None = 0,
     clip: Clip = None,
     max_log_scale: float | None = MAX_LOG_SCALE,
     nms: str = "hard",
     sigma: float = 0.5,
+    scores: str = "softmax",
 ) -> Detections:
     """Detections of each image (SSD paper, section 3.1; torchvision's ``postprocess_detections``).
 
-    Softmax; of each class but the background the ``top_k`` best scores above ``score_threshold``;
+    Scores; of each class but the background the ``top_k`` best above ``score_threshold``;
     decoding; clipping; non-maximum suppression class by class; of what is left the
-    ``max_detections`` best. Equal scores: lower label, then lower prior. Rows with a NaN or
-    +inf logit yield nothing, nor do boxes that are not finite. Not differentiable. Shapes are
-    fixed and nothing synchronises.
+    ``max_detections`` best. Equal scores: lower label, then lower prior. Boxes that are not
+    finite yield nothing. Not differentiable. Shapes are fixed and nothing synchronises.
+
+    Scores are
+
+    * "softmax" of a row, for what `multibox_loss` trains: a row with a NaN or +inf logit yields
+      nothing.
+    * "sigmoid" of each logit, for what `focal_loss` or another binary loss trains (RetinaNet,
+      Lin et al., 2017, arXiv:1708.02002): a row may hold several classes. A NaN logit is no
+      detection of its class, +inf is a score of 1. Where the loss had no background column, nor
+      has this: ``background_index=None``; labels are the classes that the loss was given.
 
     Suppression is "hard", as `batched_nms`, or
 
@@ -79,12 +94,13 @@ def detect(
         max_detections: K, detections an image may have.
         variances: 2 or 4 numbers that scaled the encoded offsets.
         background_index: class index of the background, which is not detected; a negative one
-            counts from the last class, which is -1.
+            counts from the last class, which is -1. None, with sigmoids alone: there is none.
         clip: what boxes are clipped to before suppression: 4 numbers (x1, y1, x2, y2), or a
             (B, 4) float32 tensor of them, or None.
         max_log_scale: largest log-scale before the exponential, None for no clamp; see `decode`.
         nms: "hard", "soft-linear", "soft-gaussian" or "diou".
         sigma: of "soft-gaussian", above 0: the larger, the less is lost.
+        scores: "softmax" or "sigmoid".
 
     Returns:
         boxes (B, K, 4) float32 in the unit of ``priors``, scores (B, K) float32, labels (B, K)
@@ -94,8 +110,10 @@ def detect(
         ValueError: for arguments of a wrong shape, dtype, device or range.
     """
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
-    background_index = resolve_background(background_index, delta_levels, logit_levels, priors)
-    batch, classes = check_levels(delta_levels, logit_levels, priors, background_index)
+    kind = check_choice("scores", scores, SCORES)
+    background = _background(background_index, kind, delta_levels, logit_levels, priors)
+    some_index = 0 if background_index is None else background
+    batch, classes = check_levels(delta_levels, logit_levels, priors, some_index)
     _check(classes * priors.size(0), score_threshold, top_k, iou_threshold, max_detections)
     check_positive("sigma", sigma)
     if max_log_scale is not None and max_log_scale != max_log_scale:
@@ -109,11 +127,12 @@ def detect(
         iou_threshold,
         max_detections,
         four_variances(variances),
-        background_index,
+        background,
         *_bounds(clip, batch, priors),
         max_log_scale,
         check_choice("nms", nms, NMS),
         sigma,
+        kind,
     )
     # Entering no_grad takes as long as some detections: only where there would be a graph.
     tensors = (*delta_levels, *logit_levels, priors, clip)
@@ -137,15 +156,16 @@ def detect_reference(
     iou_threshold: float = 0.45,
     max_detections: int = 200,
     variances: Sequence[float] = (0.1, 0.2),
-    background_index: int = 0,
+    background_index: int | None = 0,
     clip: Clip = None,
     max_log_scale: float | None = MAX_LOG_SCALE,
     nms: str = "hard",
     sigma: float = 0.5,
+    scores: str = "softmax",
 ) -> Detections:
     """The definition of `detect`, in plain PyTorch; float64 too."""
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
-    background_index = resolve_background(background_index, delta_levels, logit_levels, priors)
+    kind = check_choice("scores", scores, SCORES)
     found = _detect(
         delta_levels,
         logit_levels,
@@ -155,11 +175,12 @@ def detect_reference(
         iou_threshold,
         max_detections,
         variances,
-        background_index,
+        _background(background_index, kind, delta_levels, logit_levels, priors),
         *_bounds(clip, delta_levels[0].size(0), priors),
         max_log_scale,
         check_choice("nms", nms, NMS),
         sigma,
+        kind,
     )
     return Detections(*found)
 
@@ -179,6 +200,7 @@ def _detect(
     max_log_scale: float | None,
     nms: int,
     sigma: float,
+    kind: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator `detect`, image by image."""
     delta_rows, logit_rows = join_levels(deltas, logits)
@@ -187,7 +209,8 @@ def _detect(
     for tensor in empty:
         tensor.zero_()
     for i in range(batch):
-        image_scores = logit_rows[i].softmax(dim=1)
+        logit = logit_rows[i]
+        image_scores = logit.sigmoid() if kind == SCORES["sigmoid"] else logit.softmax(dim=1)
         prior, label = _candidates(image_scores, score_threshold, top_k, background_index)
         score = image_scores[prior, label]
         box = decode_boxes(
@@ -220,6 +243,24 @@ def _candidates(
     if not priors:  # the background is the only class
         return 2 * (torch.zeros(0, dtype=torch.int64, device=scores.device),)
     return torch.cat(priors), torch.cat(labels)
+
+
+def _background(
+    background_index: int | None,
+    kind: int,
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    priors: Tensor,
+) -> int:
+    """The index that the operator takes."""
+    if background_index is not None:
+        return resolve_background(background_index, deltas, logits, priors)
+    if kind != SCORES["sigmoid"]:
+        raise ValueError(
+            "background_index: None, no background, goes with scores='sigmoid' alone; a softmax "
+            "has the background among its classes, pass its index"
+        )
+    return NO_BACKGROUND
 
 
 def _bounds(clip: Clip, batch: int, priors: Tensor) -> tuple[list[float] | None, Tensor | None]:
@@ -283,8 +324,8 @@ register(
     "detect",
     "(Tensor[] deltas, Tensor[] logits, Tensor priors, float score_threshold, int top_k, "
     "float iou_threshold, int max_detections, float[] variances, int background_index, "
-    "float[]? clip, Tensor? image_clip, float? max_log_scale, int nms, float sigma) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "float[]? clip, Tensor? image_clip, float? max_log_scale, int nms, float sigma, "
+    "int scores=0) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=_detect,
     fake=_fake,
     cuda="detect.launch_detect",

@@ -33,6 +33,7 @@ from ssd_fast.kernels.match import launch_match
 from ssd_fast.kernels.mine import launch_mine
 from ssd_fast.kernels.multibox_loss import launch_multibox_loss
 from ssd_fast.kernels.multibox_loss_backward import launch_multibox_loss_backward
+from ssd_fast.ops.detect import SCORES
 from ssd_fast.suppression import NMS
 
 ARCHITECTURES = (80, 90, 100)
@@ -118,11 +119,12 @@ def _focal_step(
 
 
 def _detect(
-    inputs: tuple[Any, ...], clip: Tensor | None = None, nms: str = "hard"
+    inputs: tuple[Any, ...], clip: Tensor | None = None, nms: str = "hard", scores: str = "softmax"
 ) -> tuple[Tensor, ...]:
     """Detections with torchvision's defaults."""
-    options = (0.01, 400, 0.45, 200, (0.1, 0.2), 0, None, clip, 4.0, NMS[nms], 0.5)
-    return launch_detect(*inputs[:3], *options)
+    background = -1 if scores == "sigmoid" else 0
+    options = (0.01, 400, 0.45, 200, (0.1, 0.2), background, None, clip, 4.0, NMS[nms], 0.5)
+    return launch_detect(*inputs[:3], *options, SCORES[scores])
 
 
 def _all_launches(launches: list[Launch]) -> list[tuple[str, Launch]]:
@@ -156,6 +158,8 @@ def _all_launches(launches: list[Launch]) -> list[tuple[str, Launch]]:
         _detect(_inputs(), nms=nms)
         launches[:] = launches[1:]  # the candidates are those of "hard"
         keep(nms)
+    _detect(_inputs(C=80), scores="sigmoid")
+    keep("sigmoid")
     _step(_inputs(layout=torch.contiguous_format, C=81))
     _detect(_inputs(layout=torch.contiguous_format, C=81), torch.zeros(2, 4))
     launches[:] = [launch for launch in launches if "levels" in launch.arguments]
@@ -297,6 +301,16 @@ def test_detect_bytes(launches, C, priors, top_k, dtype) -> None:
     # A row's sum and best score, and the lists, beside the logits.
     lists = 8 * B * launches[0].arguments["CAPACITY"] + 4 * B
     assert first == logits.nbytes + 8 * B * priors + lists
+
+
+def test_detect_of_sigmoids_keeps_no_sums(launches) -> None:
+    """The same launches, and 4 bytes a prior less: a sigmoid needs no sum of its row."""
+    _detect(_inputs(), scores="sigmoid")
+    assert [launch.kernel.__name__ for launch in launches] == [
+        "_candidates_kernel",
+        "_detect_kernel",
+    ]
+    assert all(launch.arguments["total_ptr"].nbytes == 0 for launch in launches)
 
 
 def test_large_offsets_are_64_bit(launches) -> None:

@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="needs Triton")
 from ssd_fast.detections import Detections
 from ssd_fast.kernels.detect import launch_detect
 from ssd_fast.ops.decode import decode_reference
-from ssd_fast.ops.detect import detect_reference
+from ssd_fast.ops.detect import SCORES, detect_reference
 from ssd_fast.suppression import NMS
 from ssd_fast.testing import as_maps, random_boxes, seeded
 from ssd_fast.testing_detections import assert_same_detections
@@ -40,7 +40,7 @@ class Case(NamedTuple):
     top_k: int = 400
     iou_threshold: float = 0.45
     K: int = 200
-    background: int = 0
+    background: int = 0  # -1 for none
     clip: tuple[float, ...] | None = None
     image_clip: bool = False
     max_log_scale: float | None = 4.0
@@ -49,6 +49,12 @@ class Case(NamedTuple):
     visit: int = 64
     nms: str = "hard"
     sigma: float = 0.5
+    scores: str = "softmax"
+
+    @property
+    def class_left_out(self) -> int | None:
+        """The background as the public function takes it."""
+        return None if self.background < 0 else self.background
 
 
 CASES = [
@@ -71,7 +77,13 @@ CASES = [
     Case(C=3, P=67, kind="flat", nms="soft-linear", capacity=16, visit=16, K=15, top_k=30, B=1),
     Case(C=4, kind="flat", nms="soft-gaussian", P=67, capacity=32, visit=16, K=20, sigma=2.0, B=1),
     Case(C=3, kind="ties", nms="soft-linear", P=30, threshold=-1.0, iou_threshold=-0.5, K=20, B=1),
-]
+    Case(C=5, scores="sigmoid", background=-1, clip=(0.1, 0.0, 0.9, 1.0), nms="diou"),
+    Case(layout="channels_last", dtype=torch.bfloat16, scores="sigmoid", background=-1, K=9, B=1),
+    Case(C=4, layout="maps", kind="flat", K=25, capacity=32, visit=32, scores="sigmoid", B=1),
+    Case(C=1, P=40, kind="flat", threshold=-1.0, scores="sigmoid", background=-1, capacity=16),
+    Case(C=4, P=67, kind="flat", nms="soft-linear", capacity=32, visit=16, K=15, top_k=30, B=1,
+         scores="sigmoid", background=2, threshold=0.3),
+]  # fmt: skip
 
 
 def _lay_out(rows: Tensor, layout: str) -> list[Tensor]:
@@ -91,7 +103,10 @@ def _rows(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     shape = (case.B, case.P)
     logits = torch.randn(*shape, case.C, generator=generator)
     if case.kind == "trained":
-        logits[..., case.background] += 8
+        if case.scores == "sigmoid":
+            logits -= 7
+        else:
+            logits[..., case.background] += 8
         sure = torch.rand(*shape, 1, generator=generator) < 0.3
         label = torch.randint(0, case.C, (*shape, 1), generator=generator)
         logits.scatter_add_(2, label, sure * 12.0)
@@ -108,7 +123,7 @@ def _launch(case: Case, device, deltas, logits, priors, bounds=None) -> Detectio
         [x.to(device) for x in deltas], [x.to(device) for x in logits], priors.to(device),
         case.threshold, case.top_k, case.iou_threshold, case.K, (0.1, 0.2), case.background,
         case.clip, None if bounds is None else bounds.to(device), case.max_log_scale,
-        nms=NMS[case.nms], sigma=case.sigma,
+        nms=NMS[case.nms], sigma=case.sigma, scores_by=SCORES[case.scores],
         block=case.block, capacity=case.capacity, visit=case.visit,
     )  # fmt: skip
     return Detections(*(x.cpu() for x in found))
@@ -118,8 +133,9 @@ def _reference(case: Case, deltas, logits, priors, bounds=None) -> Detections:
     return detect_reference(
         deltas, logits, priors, score_threshold=case.threshold, top_k=case.top_k,
         iou_threshold=case.iou_threshold, max_detections=case.K, variances=(0.1, 0.2),
-        background_index=case.background, clip=case.clip if bounds is None else bounds,
-        max_log_scale=case.max_log_scale, nms=case.nms, sigma=case.sigma,
+        background_index=case.class_left_out,
+        clip=case.clip if bounds is None else bounds, max_log_scale=case.max_log_scale,
+        nms=case.nms, sigma=case.sigma, scores=case.scores,
     )  # fmt: skip
 
 
@@ -142,10 +158,11 @@ def test_equals_reference(kernel_device, case) -> None:
     if bounds is not None:
         low, high = bounds[:, None, [0, 1, 0, 1]].double(), bounds[:, None, [2, 3, 2, 3]].double()
         boxes = boxes.maximum(low).minimum(high)
+    scores = wide[1].sigmoid() if case.scores == "sigmoid" else wide[1].softmax(dim=2)
     assert_same_detections(
-        found, expected, wide[1].softmax(dim=2), boxes, score_threshold=case.threshold,
-        top_k=case.top_k, iou_threshold=case.iou_threshold, background_index=case.background,
-        nms=case.nms, sigma=case.sigma,
+        found, expected, scores, boxes, score_threshold=case.threshold,
+        top_k=case.top_k, iou_threshold=case.iou_threshold,
+        background_index=case.class_left_out, nms=case.nms, sigma=case.sigma,
     )  # fmt: skip
 
 
@@ -182,6 +199,19 @@ def test_rows_and_boxes_that_are_not_finite(kernel_device) -> None:
     bounds = torch.tensor([[0.0, 0.0, NAN, 1.0]])
     found = _launch(case, kernel_device, [deltas], [logits], priors, bounds)
     assert found.counts.tolist() == [0]
+
+
+def test_sigmoids_of_logits_that_are_not_finite(kernel_device) -> None:
+    """NaN is no score and hides no other of its row, +inf is 1; read once and read again."""
+    case = Case(C=5, P=24, kind="flat", scores="sigmoid", background=-1, K=60, B=1)
+    deltas, logits, priors = _rows(case)
+    for start, value in enumerate((NAN, INF, -INF, 100.0, -100.0)):
+        logits[0, start::7, start] = value
+    logits[0, 6::7] = NAN
+    for threshold, capacity in ((0.3, 1024), (-1.0, 64)):
+        options = case._replace(threshold=threshold, capacity=capacity)
+        found = _launch(options, kernel_device, [deltas], [logits], priors)
+        torch.testing.assert_close(found, _reference(options, deltas, logits, priors))
 
 
 def test_degenerate_boxes(kernel_device) -> None:
@@ -247,3 +277,5 @@ def test_what_would_be_read_out_of_bounds_is_refused(kernel_device) -> None:
         _launch(Case(), kernel_device, [deltas], [logits], priors[1:])
     with pytest.raises(ValueError, match="background_index: expected from 0 to 20, got 21"):
         _launch(Case(background=21), kernel_device, [deltas], [logits], priors)
+    with pytest.raises(ValueError, match="background_index: expected from -1 to 20, got -2"):
+        _launch(Case(background=-2, scores="sigmoid"), kernel_device, [deltas], [logits], priors)
