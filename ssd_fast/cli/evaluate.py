@@ -52,8 +52,6 @@ class Evaluate:
         from ssd_fast.cli.extras import require
 
         require("evaluation", "rich", "PIL", "defusedxml", "safetensors")
-        if self.metric == "coco":
-            require("COCO's average precision", "faster_coco_eval")
         import torch
 
         from ssd_fast.cli.console import Console

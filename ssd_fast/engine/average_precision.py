@@ -27,11 +27,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from ssd_fast.engine.coco_matching import COCOTable, judge_coco
 from ssd_fast.engine.detection_matching import (
     JoinedImages,
     join_images,
     judge,
-    match_coco,
     match_voc,
     share_in_region,
     tabulate,
@@ -50,7 +50,8 @@ __all__ = [
 
 Method: TypeAlias = Literal["area", "voc07", "coco"]
 
-COCO_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+# 0.5, 0.55, ..., 0.95, rounded as in pycocotools, whose 0.9 is a little less.
+COCO_THRESHOLDS = (*(0.5 + i * ((0.95 - 0.5) / 9) for i in range(9)), 0.95)
 
 
 @dataclass(frozen=True)
@@ -199,26 +200,45 @@ def score_images(
         raise ValueError(f'method: expected "area", "voc07" or "coco", got {method!r}')
     if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
         raise ValueError(f"iou_threshold: expected more than 0 and at most 1, got {thresholds}")
-    coco = method == "coco"
     num_classes = images.num_classes
-    table = tabulate(images, difficult_is_region=coco, area_range=area_range)
+    scores = images.found["scores"]
     labels = torch.arange(1, num_classes + 1)
-    rows = torch.searchsorted(table.labels, labels).tolist()
-    required = table.object_labels[~table.optional]
+    rows = torch.searchsorted(images.found["labels"], labels).tolist()
+    rule = _by_coco if method == "coco" else _by_voc
+    required, judged = rule(images, thresholds, area_range)
     num_objects = required.bincount(minlength=num_classes).tolist()
-    objects, counted = (match_coco if coco else match_voc)(table, thresholds)
-    inside = share_in_region(table)
     results = []
-    for threshold, chosen in zip(thresholds, objects, strict=True):
-        true, neither = judge(table, chosen, inside >= threshold, area_range)
-        kept = counted & ~neither
+    for true, counted in judged:
         curves = tuple(
-            _curve(true[start:stop], kept[start:stop], table.scores[start:stop], number)
+            _curve(true[start:stop], counted[start:stop], scores[start:stop], number)
             for start, stop, number in zip(rows[:-1], rows[1:], num_objects[1:], strict=True)
         )
         values = torch.tensor([_average(curve, method) for curve in curves], dtype=torch.float64)
         results.append(AveragePrecision(values, float(values.nanmean()), curves))
     return tuple(results)
+
+
+def _by_coco(
+    images: JoinedImages, thresholds: Sequence[float], area_range: tuple[float, float] | None
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """As `_by_voc`."""
+    table = COCOTable.of(images, min(thresholds))
+    true, counted = judge_coco(table, thresholds, area_range)
+    required = table.object_labels[table.required(area_range)]
+    return required, list(zip(true, counted, strict=True))
+
+
+def _by_voc(
+    images: JoinedImages, thresholds: Sequence[float], area_range: tuple[float, float] | None
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Labels of the objects to find, and at each threshold which detections are true and count."""
+    table = tabulate(images, difficult_is_region=False, area_range=area_range)
+    inside = share_in_region(table)
+    judged = []
+    for threshold, objects in zip(thresholds, match_voc(table, thresholds), strict=True):
+        true, neither = judge(table, objects, inside >= threshold, area_range)
+        judged.append((true, ~neither))
+    return table.object_labels[~table.optional], judged
 
 
 def _curve(true: Tensor, kept: Tensor, scores: Tensor, num_objects: int) -> PrecisionRecall:

@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""COCO's twelve numbers, by faster-coco-eval: the rules of pycocotools in C++."""
+"""COCO's twelve numbers, by the rules of `cocoeval.py` in pycocotools."""
 
 from __future__ import annotations
 
 import dataclasses
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssd_fast.data.extra import missing_extra
-from ssd_fast.engine.detection_matching import DetectionTable, JoinedImages, join_images, tabulate
+from ssd_fast.engine.average_precision import COCO_THRESHOLDS
+from ssd_fast.engine.coco_matching import COCOTable, judge_coco
+from ssd_fast.engine.detection_matching import JoinedImages, join_images
 
 __all__ = ["COCOEvaluation", "evaluate_coco", "evaluate_joined"]
+
+_AREAS = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
+_LIMITS = (1, 10, 100)  # detections of an image and class
+_RECALLS = torch.arange(101, dtype=torch.float64) * 0.01  # rounded as in cocoeval.py
+_TINY = 2.0**-52  # what cocoeval.py adds to denominators
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,6 @@ def evaluate_coco(
         The numbers.
 
     Raises:
-        ModuleNotFoundError: faster-coco-eval is missing; names the `pip install`.
         ValueError: as for `average_precision`.
     """
     return evaluate_joined(join_images(detections, targets, num_classes))
@@ -94,104 +97,49 @@ def evaluate_joined(joined: JoinedImages) -> COCOEvaluation:
 
     Returns:
         The numbers.
-
-    Raises:
-        ModuleNotFoundError: as for `evaluate_coco`.
     """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ModuleNotFoundError as error:
-        raise missing_extra("COCO's average precision", error) from error
-    num_classes = joined.num_classes
-    table = tabulate(joined, difficult_is_region=True)
-    if table.object_labels.numel() == 0:
-        nothing = torch.full((num_classes - 1,), torch.nan, dtype=torch.float64)
-        return COCOEvaluation(nothing, *[float("nan")] * 12)
-    shown = torch.cat([table.images, table.object_images, table.region_images]).unique()
-    images = [{"id": image} for image in shown.tolist()]
-    categories = [{"id": label, "name": str(label)} for label in range(1, num_classes)]
-    with _no_garbage_collection():
-        truth, found = (
-            COCO({"images": images, "annotations": rows, "categories": categories})
-            for rows in (_truth(table), _found(table))
-        )
-        evaluation = COCOeval_faster(truth, found, "bbox", print_function=_say_nothing)
-        evaluation.run()
-    numbers = [float(value) if value >= 0 else float("nan") for value in evaluation.stats[:12]]
-    # (thresholds, recalls, classes, sizes, limits), -1 for a class without objects
-    precision = torch.as_tensor(evaluation.eval["precision"])[:, :, :, 0, -1]
-    per_class = precision.flatten(0, 1).mean(0)
-    per_class[per_class < 0] = torch.nan
-    return COCOEvaluation(per_class, *numbers)
+    table = COCOTable.of(joined, min(COCO_THRESHOLDS))
+    precision, recall = [], []
+    for area_range in _AREAS:
+        true, counted = judge_coco(table, COCO_THRESHOLDS, area_range)
+        objects = table.object_labels[table.required(area_range)]
+        number = objects.bincount(minlength=table.num_classes)[1:].double()
+        precision.append(_precision(table, true, counted, number))
+        limits = _LIMITS if area_range == _AREAS[0] else _LIMITS[-1:]
+        recall += [_recall(table, true & (table.ranks < limit), number) for limit in limits]
+    every = precision[0]
+    at_50, at_75 = (COCO_THRESHOLDS.index(threshold) for threshold in (0.5, 0.75))
+    numbers = [every, every[at_50], every[at_75], *precision[1:], *recall]
+    return COCOEvaluation(every.mean((0, 2)), *(float(number.nanmean()) for number in numbers))
 
 
-def _truth(table: DetectionTable) -> list[dict[str, Any]]:
-    """The objects and the crowds as COCO annotations."""
-    count = table.object_labels.numel()
-    boxes = torch.cat([table.object_boxes, table.region_boxes])
-    images = torch.cat([table.object_images, table.region_images]).tolist()
-    labels = torch.cat([table.object_labels, table.region_labels]).tolist()
-    areas = table.object_areas.tolist() + [0.0] * table.region_labels.numel()
-    rows = zip(images, labels, _corner_size(boxes), areas, strict=True)
-    return [
-        {
-            "id": i + 1,
-            "image_id": image,
-            "category_id": label,
-            "bbox": box,
-            "area": area,
-            "iscrowd": int(i >= count),
-        }
-        for i, (image, label, box, area) in enumerate(rows)
-    ]
+def _precision(table: COCOTable, true: Tensor, counted: Tensor, number: Tensor) -> Tensor:
+    """The precision that each recall leaves reachable, (thresholds, classes, recalls) float64.
+
+    A class without objects has NaN, and a recall that is not reached 0.
+    """
+    classes = number.numel()
+    begins = torch.searchsorted(table.labels, torch.arange(1, classes + 1))
+    at_recall = []
+    for hit, counts in zip(true, counted, strict=True):
+        # Of the detections that count, precision and recall are at their best where one is true.
+        rows = hit.nonzero().squeeze(1)
+        kind = table.labels[rows] - 1
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        shown = before[rows + 1] - before[begins][kind]
+        found = torch.arange(1, rows.numel() + 1) - torch.searchsorted(rows, begins)[kind]
+        reached = torch.searchsorted(_RECALLS, found / number[kind], right=True) - 1
+        best = torch.zeros(classes, _RECALLS.numel(), dtype=torch.float64)
+        at = kind * _RECALLS.numel() + reached
+        best.view(-1).scatter_reduce_(0, at, found.double() / (shown + _TINY), "amax")
+        at_recall.append(best.flip(1).cummax(1).values.flip(1))
+    return torch.where(number[:, None] > 0, torch.stack(at_recall), torch.nan)
 
 
-def _found(table: DetectionTable) -> list[dict[str, Any]]:
-    """The detections as COCO annotations with a score."""
-    # A comparison with NaN would be taken for an overlap.
-    boxes = torch.where(table.boxes.isfinite().all(1, keepdim=True), table.boxes, 0.0)
-    rows = zip(
-        table.images.tolist(),
-        table.labels.tolist(),
-        _corner_size(boxes),
-        table.scores.tolist(),
-        strict=True,
-    )
-    return [
-        {
-            "id": i,
-            "image_id": image,
-            "category_id": label,
-            "bbox": box,
-            "area": box[2] * box[3],
-            "iscrowd": 0,
-            "score": score,
-        }
-        for i, (image, label, box, score) in enumerate(rows, 1)
-    ]
-
-
-def _corner_size(boxes: Tensor) -> list[list[float]]:
-    """Corners as x, y, width, height; an inverted side is none."""
-    size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
-    rows: list[list[float]] = torch.cat([boxes[:, :2], size], 1).tolist()
-    return rows
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Spares millions of small dictionaries, none of them garbage, from being searched for it."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _say_nothing(*_: object) -> None:
-    """Where the library's progress goes."""
+def _recall(table: COCOTable, true: Tensor, number: Tensor) -> Tensor:
+    """Share of the objects that are found, (thresholds, classes) float64; NaN without objects."""
+    found = [table.labels[hit].bincount(minlength=table.num_classes)[1:] for hit in true]
+    return torch.stack(found) / number
 
 
 def _number(value: float) -> float | None:

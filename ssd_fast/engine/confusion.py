@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssd_fast.engine.coco_matching import find_overlaps, match_coco
 from ssd_fast.engine.detection_matching import (
     DetectionTable,
     join_images,
-    match_coco,
     share_in_region,
     tabulate,
 )
@@ -104,21 +104,29 @@ class _Choice(NamedTuple):
 
 def _choose(table: DetectionTable, iou_threshold: float) -> _Choice:
     """Lets detections choose among the objects of their class, then those left among all left."""
-    everyone = table.scores.numel() + 1
-    objects = match_coco(table, [iou_threshold], limit=everyone)[0][0]
+    objects = _take(table.boxes, table.key, table.object_boxes, table.object_key, iou_threshold)
     right = objects[objects >= 0]
     free = torch.ones_like(table.optional)
     free[right] = False
     rest = ((objects < 0) & (share_in_region(table) < iou_threshold)).nonzero().squeeze(1)
     rest = rest[table.scores[rest].argsort(descending=True, stable=True)]
     left = free.nonzero().squeeze(1)
-    others = table._replace(
-        boxes=table.boxes[rest],
-        scores=table.scores[rest],
-        key=table.images[rest],
-        object_boxes=table.object_boxes[left],
-        object_key=table.object_images[left],
-        optional=table.optional[left],
+    other = _take(
+        table.boxes[rest],
+        table.images[rest],
+        table.object_boxes[left],
+        table.object_images[left],
+        iou_threshold,
     )
-    other = match_coco(others, [iou_threshold], limit=everyone)[0][0]
     return _Choice(right, left[other[other >= 0]], rest[other >= 0], rest[other < 0])
+
+
+def _take(
+    boxes: Tensor, key: Tensor, objects: Tensor, object_key: Tensor, iou_threshold: float
+) -> Tensor:
+    """The object of its key that each detection takes by COCO's rule, (D,) int64; -1 for none."""
+    overlaps = find_overlaps(boxes, key, objects, object_key, least=iou_threshold)
+    matches = match_coco(overlaps, [iou_threshold], torch.ones_like(object_key, dtype=torch.bool))
+    taken = torch.full_like(key, -1)
+    taken[matches.rows] = matches.objects
+    return taken

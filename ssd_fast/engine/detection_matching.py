@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which object each detection answers for, by the rules of PASCAL VOC and of COCO.
+"""Which object each detection answers for, by the rule of PASCAL VOC.
 
 All images are looked at together, in a table whose rows may match where their keys are equal, so
 that the work is a few tensor operations for each object that a key has at most.
@@ -15,15 +15,17 @@ from torch import Tensor
 
 __all__ = [
     "DetectionTable",
+    "JoinedImages",
     "iou",
+    "join_images",
     "judge",
-    "match_coco",
     "match_voc",
+    "rank",
     "share_in_region",
+    "share_inside",
+    "span",
     "tabulate",
 ]
-
-_COCO_DETECTIONS = 100  # of an image and class
 
 Rows: TypeAlias = dict[str, Tensor]
 _Overlap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -48,12 +50,9 @@ class DetectionTable(NamedTuple):
     object_boxes: Tensor  # (N, 4) float64, ascending key
     object_labels: Tensor  # (N,) int64
     object_images: Tensor  # (N,) int64
-    object_areas: Tensor  # (N,) float64
     object_key: Tensor  # (N,) int64
     optional: Tensor  # (N,) bool, objects that need not be found; their finding is no fault
     region_boxes: Tensor  # (R, 4) float64, ascending key: where no detection is a fault
-    region_labels: Tensor  # (R,) int64
-    region_images: Tensor  # (R,) int64
     region_key: Tensor  # (R,) int64
 
 
@@ -113,9 +112,8 @@ def tabulate(
         difficult, region = torch.zeros_like(difficult), region | difficult
     if area_range is not None:
         difficult = difficult | (there["areas"] < area_range[0]) | (there["areas"] > area_range[1])
-    # Stable, so that within a key objects keep their order, by which both rules break ties; COCO's
-    # looks at the optional ones last.
-    by_key = (2 * there["key"] + (difficult & difficult_is_region)).argsort(stable=True)
+    # Stable, so that within a key objects keep their order, by which the rules break ties.
+    by_key = there["key"].argsort(stable=True)
     kept, regions = by_key[~region[by_key]], by_key[region[by_key]]
     return DetectionTable(
         boxes=found["boxes"],
@@ -126,17 +124,14 @@ def tabulate(
         object_boxes=there["boxes"][kept],
         object_labels=there["labels"][kept],
         object_images=there["images"][kept],
-        object_areas=there["areas"][kept],
         object_key=there["key"][kept],
         optional=difficult[kept],
         region_boxes=there["boxes"][regions],
-        region_labels=there["labels"][regions],
-        region_images=there["images"][regions],
         region_key=there["key"][regions],
     )
 
 
-def match_voc(table: DetectionTable, thresholds: Sequence[float]) -> tuple[Tensor, Tensor]:
+def match_voc(table: DetectionTable, thresholds: Sequence[float]) -> Tensor:
     """The object that a detection overlaps most, the first of equals, where that is enough.
 
     Args:
@@ -144,54 +139,11 @@ def match_voc(table: DetectionTable, thresholds: Sequence[float]) -> tuple[Tenso
         thresholds: T least IoUs.
 
     Returns:
-        objects (T, D) int64, -1 for none; counted (D,) bool, here all.
+        (T, D) int64, -1 for none.
     """
     best, overlap = _nearest(table.boxes, table.key, table.object_boxes, table.object_key, iou)
     least = torch.tensor(thresholds, dtype=torch.float64).unsqueeze(1)
-    return torch.where(overlap >= least, best, -1), torch.ones_like(best, dtype=torch.bool)
-
-
-def match_coco(
-    table: DetectionTable, thresholds: Sequence[float], limit: int = _COCO_DETECTIONS
-) -> tuple[Tensor, Tensor]:
-    """The free object that a detection overlaps most, the last of equals, optional ones last.
-
-    Args:
-        table: from `tabulate`; rows of equal key stand in descending score.
-        thresholds: T least IoUs.
-        limit: only so many detections of a key are counted.
-
-    Returns:
-        objects (T, D) int64, -1 for none; counted (D,) bool.
-    """
-    counted = _rank(table.key) < limit
-    # A detection below every threshold takes nothing, so the others need not wait for it.
-    able = match_voc(table, [min(thresholds)])[0][0] >= 0
-    waiting = (able & counted).nonzero().squeeze(1)
-    rank = _rank(table.key[waiting])
-    first, count = _span(table.key[waiting], table.object_key)
-    least = torch.tensor(thresholds, dtype=torch.float64).unsqueeze(1)
-    objects = torch.full((len(thresholds), table.scores.numel()), -1)
-    free = torch.ones(len(thresholds), table.optional.numel(), dtype=torch.bool)
-    # Keys are independent: round r lets the r-th detection of each of them choose.
-    for r in range(int(rank.max()) + 1 if rank.numel() else 0):
-        turn = (rank == r).nonzero().squeeze(1)
-        rows = waiting[turn]
-        best = torch.full((len(thresholds), rows.numel()), -1)
-        overlap = least.expand(-1, rows.numel()).clone()
-        for j in range(int(count[turn].max())):
-            at = (count[turn] > j).nonzero().squeeze(1)
-            candidate = first[turn[at]] + j
-            overlaps = iou(table.boxes[rows[at]], table.object_boxes[candidate])
-            current = best[:, at]
-            better = free[:, candidate] & (overlaps >= overlap[:, at])
-            better &= (current < 0) | table.optional[current] | ~table.optional[candidate]
-            best[:, at] = torch.where(better, candidate, current)
-            overlap[:, at] = torch.where(better, overlaps, overlap[:, at])
-        objects[:, rows] = best
-        at_threshold, at_row = (best >= 0).nonzero(as_tuple=True)
-        free[at_threshold, best[at_threshold, at_row]] = False
-    return objects, counted
+    return torch.where(overlap >= least, best, -1)
 
 
 def judge(
@@ -232,13 +184,35 @@ def share_in_region(table: DetectionTable) -> Tensor:
     """How much of each detection lies inside one region of its key, (D,) float64."""
     if table.region_key.numel() == 0:
         return torch.zeros_like(table.scores)
-    return _nearest(table.boxes, table.key, table.region_boxes, table.region_key, _inside)[1]
+    return _nearest(table.boxes, table.key, table.region_boxes, table.region_key, share_inside)[1]
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of the rows of two (n, 4) lists of corners, (n,)."""
     inter = _intersection(a, b)
     return inter / (_area(a) + _area(b) - inter)
+
+
+def share_inside(a: Tensor, b: Tensor) -> Tensor:
+    """The share of each box of `a` that lies inside that of `b`, (n,)."""
+    return _intersection(a, b) / _area(a)
+
+
+def span(key: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """First row of each key among the ascending `other` (D,), and how many follow it (D,)."""
+    first = torch.searchsorted(other, key)
+    if other.numel() == 0:
+        return first, torch.zeros_like(first)
+    length = other.unique_consecutive(return_counts=True)[1]
+    run = length.repeat_interleave(length)
+    at = first.clamp(max=other.numel() - 1)
+    return first, torch.where(other[at] == key, run[at], 0)
+
+
+def rank(key: Tensor) -> Tensor:
+    """How many rows before each one have the same key, (n,)."""
+    ordered, order = key.sort(stable=True)
+    return torch.empty_like(key).scatter_(0, order, _rank_in_run(ordered))
 
 
 def _join(
@@ -301,22 +275,11 @@ def _flags(images: Sequence[Rows], counts: list[int], column: str) -> Tensor:
     return torch.cat([torch.zeros(0, dtype=torch.bool), *parts])
 
 
-def _span(key: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """First row of each key among the ascending `other` (D,), and how many follow it (D,)."""
-    first = torch.searchsorted(other, key)
-    if other.numel() == 0:
-        return first, torch.zeros_like(first)
-    length = other.unique_consecutive(return_counts=True)[1]
-    run = length.repeat_interleave(length)
-    at = first.clamp(max=other.numel() - 1)
-    return first, torch.where(other[at] == key, run[at], 0)
-
-
 def _nearest(
     boxes: Tensor, key: Tensor, others: Tensor, other_key: Tensor, overlap_of: _Overlap
 ) -> tuple[Tensor, Tensor]:
     """The other box of equal key that each box overlaps most, the first of equals, and how much."""
-    first, count = _span(key, other_key)
+    first, count = span(key, other_key)
     best = torch.zeros_like(first)
     overlap = torch.zeros(key.numel(), dtype=torch.float64)
     # Round j compares every box that has more than j candidates with its j-th, so memory stays at a
@@ -334,23 +297,12 @@ def _nearest(
     return best, overlap
 
 
-def _rank(key: Tensor) -> Tensor:
-    """How many rows before each one have the same key, (n,)."""
-    ordered, order = key.sort(stable=True)
-    return torch.empty_like(key).scatter_(0, order, _rank_in_run(ordered))
-
-
 def _rank_in_run(ordered: Tensor) -> Tensor:
     """The same of an ascending key."""
     at = torch.arange(ordered.numel())
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[1:] = ordered[1:] != ordered[:-1]
     return at - torch.where(starts, at, 0).cummax(0).values
-
-
-def _inside(a: Tensor, b: Tensor) -> Tensor:
-    """The share of each box of `a` that lies inside that of `b`, (n,)."""
-    return _intersection(a, b) / _area(a)
 
 
 def _intersection(a: Tensor, b: Tensor) -> Tensor:

@@ -150,8 +150,6 @@ def score_detections(
         The evaluation.
 
     Raises:
-        ModuleNotFoundError: the metric is COCO's and faster-coco-eval is missing; names the
-            `pip install`.
         ValueError: another metric, or as for `average_precision`.
     """
     if metric not in _METHODS:

@@ -103,7 +103,6 @@ def test_a_batch_size_is_checked(ssd_fast: Callable, weights: Path, batch_size: 
 
 
 def test_the_rules_can_be_chosen(ssd_fast: Callable, voc: Path, weights: Path, tmp_path: Path):
-    pytest.importorskip("faster_coco_eval", reason="needs faster-coco-eval")
     arguments = ("eval", "--weights", weights, "--data", f"voc:{voc}", "--json")
     for metric in ("voc07", "coco"):
         result = ssd_fast(*arguments, tmp_path / f"{metric}.json", "--metric", metric)
@@ -111,20 +110,6 @@ def test_the_rules_can_be_chosen(ssd_fast: Callable, voc: Path, weights: Path, t
         assert json.loads((tmp_path / f"{metric}.json").read_text())["metric"] == metric
     assert "AP small, medium, large: " in result.out
     assert json.loads((tmp_path / "coco.json").read_text())["coco"]["ap"] is not None
-
-
-def test_coco_without_its_package_says_what_to_install(
-    ssd_fast: Callable, voc: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
-):
-    from ssd_fast.cli import extras
-
-    find = extras.find_spec
-    monkeypatch.setattr(extras, "find_spec", lambda n: None if "coco" in n else find(n))
-    arguments = ("eval", "--weights", weights, "--data", f"voc:{voc}")
-    result = ssd_fast(*arguments, "--metric", "coco")
-    assert result.status == 2
-    assert "needs faster_coco_eval: pip install 'ssd_fast[train]'" in result.err
-    assert ssd_fast(*arguments).status == 0
 
 
 def test_a_report_is_written(ssd_fast: Callable, voc: Path, weights: Path, tmp_path: Path):

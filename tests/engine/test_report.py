@@ -136,8 +136,6 @@ def test_a_name_is_no_formula():
 
 @pytest.mark.parametrize("metric", ["voc07", "coco"])
 def test_every_metric_has_a_report(metric: str):
-    if metric == "coco":
-        pytest.importorskip("faster_coco_eval", reason="needs faster-coco-eval")
     report, _ = report_of(ShapesDataset(3), metric)
     page = render_page(report, FIGURES, FIGURES, [])
     assert ("AP small" in page) == (metric == "coco")
