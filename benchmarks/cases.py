@@ -3,15 +3,17 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
-from benchmarks.peers import nvidia
+from benchmarks.peers import amdegroot, nvidia
 from ssd_fast import priors as prior_presets
 from ssd_fast.testing import Objects, decided_objects, flat_outputs, seeded, trained_outputs
 
 IMAGE_SIZE = 300
+SMALL_CLASSES = 5  # of `small_problem`, background included
 
 
 @dataclass(frozen=True)
@@ -115,3 +117,30 @@ def make_case(
     else:
         deltas, logits = trained_outputs(truth, priors, seeded(2), classes=classes)
     return Case(truth, priors, deltas, logits)
+
+
+def small_problem(seed: int, images: int = 3) -> SimpleNamespace:
+    """500 random priors, a few objects an image near some of them, random predictions.
+
+    Has `priors` (500, 4) by centre and size, the same as `corners`, `boxes` and `labels` of each
+    image, `deltas` (B, 500, 4) and `logits` (B, 500, SMALL_CLASSES).
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    priors = torch.cat([uniform(500, 2), 0.05 + 0.4 * uniform(500, 2)], 1)
+    boxes, labels = [], []
+    for _ in range(images):
+        near = priors[torch.randperm(500, generator=generator)[:4]]
+        boxes.append(amdegroot.point_form(near * (1 + 0.1 * uniform(4, 4))))
+        labels.append(torch.randint(1, SMALL_CLASSES, (4,), generator=generator))
+    return SimpleNamespace(
+        priors=priors,
+        corners=amdegroot.point_form(priors),
+        boxes=boxes,
+        labels=labels,
+        deltas=torch.randn(images, 500, 4, generator=generator),
+        logits=2 * torch.randn(images, 500, SMALL_CLASSES, generator=generator),
+    )
