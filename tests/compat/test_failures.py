@@ -58,9 +58,6 @@ def assert_trains_background(toy: SimpleNamespace, rows: int, loss: Tensor) -> N
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=0)
 
 
-# An image without objects -------------------------------------------------------------------------
-
-
 def test_amdegroot_without_objects(toy):
     predictions = toy.deltas, toy.logits, toy.priors
     with pytest.raises(IndexError):
@@ -85,9 +82,6 @@ def test_nvidia_encode_without_objects(toy):
     boxes, labels = compat.nvidia.Encoder(toy.dboxes).encode(NO_BOXES, NO_LABELS)
     assert labels.tolist() == [0] * P
     torch.testing.assert_close(boxes, toy.priors)
-
-
-# No positive in the batch -------------------------------------------------------------------------
 
 
 def test_dense_losses_without_positives(toy):
@@ -127,9 +121,6 @@ def test_an_object_that_overlaps_no_prior_takes_none(toy):
     assert nvidia.Encoder(toy.dboxes).encode(boxes, labels)[1].tolist() == [4] + [0] * (P - 1)
     found = compat.nvidia.Encoder(toy.dboxes).encode(boxes, labels)[1]
     assert found.tolist() == [2] + [0] * (P - 1)
-
-
-# Broken objects -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,9 +175,6 @@ def test_a_box_without_area_in_dense_targets(toy):
     assert all(loss.isfinite() for loss in compat.lufficc.MultiBoxLoss(3)(*arguments))
 
 
-# Labels out of range ------------------------------------------------------------------------------
-
-
 def test_a_label_out_of_range(toy):
     target = torch.cat([toy.box, torch.tensor([[C - 1.0]])], 1)
     predictions = toy.deltas, toy.logits, toy.priors
@@ -218,9 +206,6 @@ def test_an_object_labelled_as_background(toy):
     assert sgrvinod.MultiBoxLoss(toy.priors)(*arguments).isnan()
     with pytest.raises(ValueError, match=r"\['labels'\]\[0\] is 0, the background"):
         compat.sgrvinod.MultiBoxLoss(toy.priors)(*arguments)
-
-
-# Arithmetic ---------------------------------------------------------------------------------------
 
 
 def test_logits_far_below_the_largest_of_the_batch(toy):
@@ -288,9 +273,6 @@ def test_decode_batch_without_detections(toy):
     assert (boxes.shape, labels.shape, scores.shape) == ((0, 4), (0,), (0,))
 
 
-# Arguments that do not fit together ---------------------------------------------------------------
-
-
 def test_wrong_shapes_are_named(toy):
     with pytest.raises(ValueError, match=r"predictions: expected logits of 5 classes"):
         our_amdegroot()((toy.deltas, toy.logits[..., :3], toy.priors), [torch.zeros(0, 5)])
@@ -307,8 +289,6 @@ def test_wrong_shapes_are_named(toy):
     with pytest.raises(ValueError, match=r"labels_in: expected \(1,\), one for each box"):
         compat.nvidia.Encoder(toy.dboxes).encode(toy.box, NO_LABELS)
 
-
-# The table ----------------------------------------------------------------------------------------
 
 ROWS = {
     "an image without objects": (
