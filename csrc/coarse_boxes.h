@@ -3,6 +3,7 @@
 // touch another. Torch-free.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -47,21 +48,42 @@ class CoarseGrid {
     return cells;
   }
 
+  // The cells of coordinate `axis`, 0 for x and 1 for y, of some boxes.
+  Ints cells(Floats corners, int axis) const {
+    const Floats zero{}, last = zero + 255.0f;
+    Floats place = (corners - origin_[axis]) * scale_[axis];
+    place = place > zero ? place : zero;
+    place = place < last ? place : last;
+    return __builtin_convertvector(place, Ints);
+  }
+
  private:
   typedef float Four __attribute__((vector_size(16)));
   Four origin_{}, scale_{};
 };
 
-// Cells of 64 boxes. A place not used yet is touched by next to nothing.
+// Writes numbers from 0 to 255, one a lane, as bytes.
+inline void store_bytes(uint8_t* to, Ints numbers) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(numbers));
+  std::memcpy(to, &bytes, sizeof(bytes));
+#else
+  for (int lane = 0; lane < kLanes; ++lane) to[lane] = static_cast<uint8_t>(numbers[lane]);
+#endif
+}
+
+// Cells of 64 boxes. One that is not there is touched by next to nothing.
 struct alignas(64) CoarseBlock {
   static constexpr int kBoxes = 64;
   uint8_t x1[kBoxes], y1[kBoxes], x2[kBoxes], y2[kBoxes];
 
-  CoarseBlock() {
-    std::memset(x1, 255, sizeof(x1));
-    std::memset(y1, 255, sizeof(y1));
-    std::memset(x2, 0, sizeof(x2));
-    std::memset(y2, 0, sizeof(y2));
+  // Leaves out the boxes from number `first` on.
+  void clear_from(int64_t first) {
+    const size_t count = static_cast<size_t>(kBoxes - first);
+    std::memset(x1 + first, 255, count);
+    std::memset(y1 + first, 255, count);
+    std::memset(x2 + first, 0, count);
+    std::memset(y2 + first, 0, count);
   }
 
   void set(int64_t place, const CoarseBox& box) {
@@ -69,6 +91,18 @@ struct alignas(64) CoarseBlock {
     y1[place] = box.y1;
     x2[place] = box.x2;
     y2[place] = box.y2;
+  }
+
+  // The cells that hold all boxes.
+  CoarseBox bounds() const {
+    CoarseBox box{255, 255, 0, 0};
+    for (int i = 0; i < kBoxes; ++i) {
+      box.x1 = std::min(box.x1, x1[i]);
+      box.y1 = std::min(box.y1, y1[i]);
+      box.x2 = std::max(box.x2, x2[i]);
+      box.y2 = std::max(box.y2, y2[i]);
+    }
+    return box;
   }
 
   // The boxes that may touch `box`, as bits.

@@ -9,28 +9,24 @@
 #include <vector>
 
 #include "box.h"
+#include "box_columns.h"
 #include "exponential.h"
 #include "simd.h"
 
 namespace ssd_fast {
 
 // Kept boxes of one class, coordinate by coordinate.
-struct alignas(64) KeptBlock {
-  static constexpr int kBoxes = 16;
-  float x1[kBoxes], y1[kBoxes], x2[kBoxes], y2[kBoxes], area[kBoxes];
+struct alignas(64) KeptBlock : BoxColumns {
   int32_t used = 0;
   int32_t next = -1;  // block of the same class
 
-  KeptBlock() : x1{}, y1{}, x2{}, y2{} {
+  KeptBlock() : BoxColumns{} {
     // A place not used yet suppresses nothing: its overlap is NaN.
     std::fill(area, area + kBoxes, std::numeric_limits<float>::quiet_NaN());
   }
 
   void add(const Box& box, float box_area) {
-    x1[used] = box.x1;
-    y1[used] = box.y1;
-    x2[used] = box.x2;
-    y2[used] = box.y2;
+    set(used, box);
     area[used++] = box_area;
   }
 };
@@ -39,23 +35,9 @@ struct alignas(64) KeptBlock {
 
 namespace ssd_fast::SSD_FAST_ISA {
 
-// Whether a box of the block overlaps `box` by more than `threshold`, in the arithmetic of
-// torchvision's CPU kernel: inter / (area_a + area_b - inter) > threshold.
+// Whether a box of the block overlaps `box` by more than `threshold`.
 inline bool suppresses(const KeptBlock& kept, const Box& box, float box_area, float threshold) {
-  static_assert(KeptBlock::kBoxes % kLanes == 0, "a block is whole vectors");
-  const Floats zero{}, bx1 = splat(box.x1), by1 = splat(box.y1);
-  const Floats bx2 = splat(box.x2), by2 = splat(box.y2);
-  for (int i = 0; i < KeptBlock::kBoxes; i += kLanes) {
-    const Floats width = max(min(load(kept.x2 + i), bx2) - max(load(kept.x1 + i), bx1), zero);
-    const Floats height = max(min(load(kept.y2 + i), by2) - max(load(kept.y1 + i), by1), zero);
-    const Floats inter = width * height;
-    const Floats area_of_union = load(kept.area + i) + box_area - inter;
-    // Spares most divisions: a quotient rounds to above a threshold >= 0 only where the union is
-    // not negative and inter > threshold * union, and there, rounding being monotonic, this holds.
-    if (threshold >= 0.0f && !any_reaching(inter, area_of_union * threshold)) continue;
-    if (any_above(inter / area_of_union, splat(threshold))) return true;
-  }
-  return false;
+  return overlapping(kept, box, box_area, threshold) != 0;
 }
 
 // As `suppresses`, but an overlap counts less by the squared distance of the centres over the
@@ -64,7 +46,7 @@ inline bool suppresses_nearby(const KeptBlock& kept, const Box& box, float box_a
                               float threshold) {
   const Floats zero{}, bx1 = splat(box.x1), by1 = splat(box.y1);
   const Floats bx2 = splat(box.x2), by2 = splat(box.y2);
-  for (int i = 0; i < KeptBlock::kBoxes; i += kLanes) {
+  for (int i = 0; i < BoxColumns::kBoxes; i += kLanes) {
     const Floats x1 = load(kept.x1 + i), y1 = load(kept.y1 + i);
     const Floats x2 = load(kept.x2 + i), y2 = load(kept.y2 + i);
     const Floats width = max(min(x2, bx2) - max(x1, bx1), zero);

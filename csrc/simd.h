@@ -169,15 +169,16 @@ inline Floats rough_multiply_add(Floats a, float b, float c) {
 #endif
 }
 
-// Whether a > b, or a >= b, in any lane: GCC does not find the comparisons that give bits.
-inline bool any_above(Floats a, Floats b) {
+// Where a > b, as bits, and whether a >= b in any lane: GCC does not find these comparisons.
+inline uint32_t lanes_above(Floats a, Floats b) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GT_OQ) !=
-         0;
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GT_OQ);
 #else
-  return any(a > b);
+  return lanes_of(a > b);
 #endif
 }
+
+inline bool any_above(Floats a, Floats b) { return lanes_above(a, b) != 0; }
 
 inline bool any_reaching(Floats a, Floats b) {
 #if defined(__AVX512F__)

@@ -75,7 +75,7 @@ def _assert_matches_reference(found: Detections, deltas, logits, priors, **optio
 def test_nms_equals_reference(name, scene, threshold) -> None:
     """Equal, touching, nested, broken boxes, at sizes around those of blocks and grids."""
     _C.set_instruction_set(name)
-    for n in (1, 15, 17, 63, 65, 300):
+    for n in (1, 15, 17, 63, 65, 300, 600):
         boxes = adversarial_objects(scene, [n], seeded(n)).boxes
         scores = torch.rand(n, generator=seeded(n + 1)).mul(20).round() - 5
         labels = torch.randint(-2, 3, (n,), generator=seeded(n + 2))
@@ -102,6 +102,39 @@ def test_crowds_equal_reference(name, crowd) -> None:
 
 
 @pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("threshold", [0.45, 0.0, -0.5])
+def test_classes_of_every_size_equal_reference(name, threshold) -> None:
+    """From one box to thousands: those of a class lie amid others, or fill blocks of blocks."""
+    _C.set_instruction_set(name)
+    boxes, scores = crowded_boxes("clustered", 6000, seeded(0))
+    sizes = torch.tensor([1, 0, 3, 64, 65, 500, 513, 600, 4254])
+    idxs = torch.arange(len(sizes)).repeat_interleave(sizes)
+    idxs = idxs[torch.randperm(6000, generator=seeded(1))]
+    expected = batched_nms_reference(boxes, scores, idxs, threshold)
+    assert torch.equal(batched_nms(boxes, scores, idxs, threshold), expected)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("kind", ["even", "near", "far", "negative", "coarse", "subnormal"])
+def test_scores_of_every_kind_are_sorted(name, kind) -> None:
+    """Boxes that lie apart are all kept: by falling score, then by rising index."""
+    _C.set_instruction_set(name)
+    even = torch.rand(3000, generator=seeded(0))
+    near = (0.3 + even * 1e-5).float()
+    scores = {
+        "even": even,
+        "near": near,
+        "far": torch.cat((near[:-2], torch.tensor([1e30, -1e30]))),
+        "negative": even - 0.5,
+        "coarse": even.mul(40).round() - 20,
+        "subnormal": even * 1e-42,
+    }[kind]
+    corners = torch.cartesian_prod(torch.arange(60.0), torch.arange(50.0)) * 2
+    expected = scores.sort(descending=True, stable=True).indices
+    assert torch.equal(nms(torch.cat((corners, corners + 1), dim=1), scores, 0.5), expected)
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_twenty_thousand_boxes_in_one_place(name) -> None:
     """All alike but for the scores, of which many are equal."""
     _C.set_instruction_set(name)
@@ -110,6 +143,16 @@ def test_twenty_thousand_boxes_in_one_place(name) -> None:
     best = int(scores.argmax())
     assert nms(boxes, scores, 0.45).tolist() == [best]
     assert nms(boxes, scores, 1.0).numel() == 20_000
+
+
+def test_hundreds_of_thousands_of_boxes() -> None:
+    """Each twice: the better one is kept."""
+    corners = torch.cartesian_prod(torch.arange(500.0), torch.arange(300.0)) * 2
+    boxes = torch.cat((corners, corners + 1), dim=1).repeat(2, 1)
+    scores = torch.randperm(len(boxes), generator=seeded(0)).float()
+    ranked = scores.sort(descending=True).indices
+    first = scores > scores.roll(len(corners))
+    assert torch.equal(nms(boxes, scores, 0.5), ranked[first[ranked]])
 
 
 @pytest.mark.parametrize("classes", [2, 5, 15, 16, 17, 21, 81, 200])
