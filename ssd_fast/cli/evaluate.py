@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from ssd_fast.cli.console import Console
     from ssd_fast.data import BrokenSample
     from ssd_fast.engine.batches import DetectionDataset
-    from ssd_fast.engine.evaluation import Evaluation, Metric
+    from ssd_fast.engine.evaluation import Evaluation
     from ssd_fast.engine.precision import Precision
     from ssd_fast.models.ssd import SSD
 
-__all__ = ["Evaluate", "detect_shown", "evaluate_shown"]
+__all__ = ["Evaluate", "detect_shown", "report_shown"]
 
 
 @dataclass(frozen=True)
@@ -102,34 +102,40 @@ class Evaluate:
             numbers = json.dumps(evaluation.metrics(), indent=2)
             write_file(self.json, (numbers + "\n").encode())
         if self.output is not None:
-            self._report(dataset, image_set, found, targets, evaluation, console)
+            source = {"weights": str(self.weights), "data": self.data, "image_set": image_set}
+            report_shown(self.output, source, dataset, found, targets, evaluation, console)
         print(f"mAP@0.5 {evaluation.at_50.mean:.3f}", flush=True)
         return 0
 
-    def _report(
-        self,
-        dataset: DetectionDataset,
-        image_set: str,
-        detections: list[dict[str, Tensor]],
-        targets: list[dict[str, Tensor]],
-        evaluation: Evaluation,
-        console: Console,
-    ) -> None:
-        """Writes the report and says where it is."""
-        from ssd_fast.engine.output import output_folder
-        from ssd_fast.engine.report import make_report, weights_digest
-        from ssd_fast.engine.report_files import write_report
 
-        assert self.output is not None
-        source = {
-            "weights": str(self.weights),
-            "weights_sha256": weights_digest(self.weights),
-            "data": self.data,
-            "image_set": image_set,
-        }
-        report = make_report(detections, targets, evaluation, source)
-        page, *_ = write_report(output_folder(self.output), report, dataset, detections)
-        console.say(f"Score threshold with the best F1: {report.score_threshold:.3f}; see {page}")
+def report_shown(
+    folder: Path,
+    source: dict[str, str],
+    dataset: DetectionDataset,
+    detections: list[dict[str, Tensor]],
+    targets: list[dict[str, Tensor]],
+    evaluation: Evaluation,
+    console: Console,
+) -> None:
+    """Writes a report and says where it is.
+
+    Args:
+        folder: where; made if it is missing.
+        source: what was evaluated: the file `weights`, `data` and `image_set`.
+        dataset: the images.
+        detections: one dict an image.
+        targets: one dict an image.
+        evaluation: of them.
+        console: where it is said.
+    """
+    from ssd_fast.engine.output import output_folder
+    from ssd_fast.engine.report import make_report, weights_digest
+    from ssd_fast.engine.report_files import write_report
+
+    source = {**source, "weights_sha256": weights_digest(source["weights"])}
+    report = make_report(detections, targets, evaluation, source)
+    page, *_ = write_report(output_folder(folder), report, dataset, detections)
+    console.say(f"Score threshold with the best F1: {report.score_threshold:.3f}; see {page}")
 
 
 def _without(
@@ -191,31 +197,3 @@ def detect_shown(
         detections += some_detections
         targets += some_targets
     return detections, targets
-
-
-def evaluate_shown(
-    model: SSD,
-    dataset: DetectionDataset,
-    precision: Precision,
-    console: Console,
-    *,
-    batch_size: int = 16,
-    metric: Metric = "voc",
-) -> Evaluation:
-    """Evaluates with a progress bar.
-
-    Args:
-        model: put in evaluation mode.
-        dataset: with the classes of the model.
-        precision: arithmetic of the model.
-        console: where the bar goes.
-        batch_size: images at a time.
-        metric: whose rules.
-
-    Returns:
-        The evaluation.
-    """
-    from ssd_fast.engine.evaluation import score_detections
-
-    detections, targets = detect_shown(model, dataset, precision, console, batch_size=batch_size)
-    return score_detections(detections, targets, dataset.class_names, metric=metric)

@@ -24,7 +24,8 @@ class Train:
     """A folder in VOC or COCO layout, VOC2007,VOC2012 for both, or shapes for generated scenes."""
     output: Path = Path("ssd-fast-train")
     """Folder for weights.safetensors, checkpoint.pt, log.jsonl, log.csv, metrics.json,
-    training.png and examples of each validation."""
+    training.png, examples of each validation, and report/report.html of the last one, whose score
+    threshold predict takes."""
     resume: bool = False
     """Go on with the run in the output folder, with its options."""
     recipe: Literal["", "paper-voc", "torchvision-coco", "finetune"] = ""

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ssd_fast.cli.train import CHECKPOINT, Train
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssd_fast.engine.batches import DetectionDataset
     from ssd_fast.engine.distributed import World
-    from ssd_fast.engine.evaluation import Evaluation
     from ssd_fast.engine.log import RunLog
     from ssd_fast.engine.trainer import StepReport, Trainer
     from ssd_fast.models.ssd import SSD
@@ -76,10 +77,10 @@ class TrainingRun:
             self._tell_losses()
             if stopped_by is not None:
                 return self._stopped(stopped_by)
-            evaluation = self._evaluate()
-            if evaluation is not None:
+            found = self._detect()
+            if found is not None:
                 self._draw_examples()
-                self._finish(evaluation, log.rows)
+                self._finish(*found, log.rows)
         return 0
 
     def _introduce(self) -> None:
@@ -111,6 +112,7 @@ class TrainingRun:
     def _train(self, log: RunLog) -> int | None:
         """Takes the steps; returns the signal that stopped them, if one did."""
         from ssd_fast.cli.console import TrainingProgress
+        from ssd_fast.engine.evaluation import score_detections
         from ssd_fast.engine.interruption import Interruption
 
         trainer, options = self.trainer, self.trainer.options
@@ -131,9 +133,10 @@ class TrainingRun:
                 self._note(report, log)
                 if report.step % look == 0 and report.step < options.steps:
                     self._save(log)  # an evaluation takes a while, and a second Ctrl-C cuts it
-                    evaluation = self._evaluate()
-                    if evaluation is not None:
-                        score = evaluation.at_50.mean
+                    found = self._detect()
+                    if found is not None:
+                        names = self.dataset.class_names
+                        score = score_detections(*found, names).at_50.mean
                         log.write(report.step, map_50=score)
                         self.console.say(f"step {report.step}: mAP@0.5 {score:.3f}")
                         self._draw_examples()
@@ -242,14 +245,14 @@ class TrainingRun:
         )
         return 128 + number
 
-    def _evaluate(self) -> Evaluation | None:
+    def _detect(self) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]] | None:
         """The averaged model on the validation images, of which each process takes a share.
 
         Returns:
-            The evaluation, in the main process.
+            Detections and targets, in the main process.
         """
-        from ssd_fast.cli.evaluate import evaluate_shown
-        from ssd_fast.engine.distributed_evaluation import decodable, evaluate_together
+        from ssd_fast.cli.evaluate import detect_shown
+        from ssd_fast.engine.distributed_evaluation import decodable, detect_together
 
         if not self.decoded:
             self.validation, broken = decodable(self.validation, self.world)
@@ -258,15 +261,23 @@ class TrainingRun:
                 self.console.say(f"Left out of validation, because it does not decode: {line}")
         model, precision = self.trainer.averaged_model, self.trainer.precision
         if self.world.size == 1:
-            return evaluate_shown(model, self.validation, precision, self.console)
-        return evaluate_together(model, self.validation, self.world, precision=precision)
+            return detect_shown(model, self.validation, precision, self.console)
+        return detect_together(model, self.validation, self.world, precision=precision)
 
-    def _finish(self, evaluation: Evaluation, rows: list[dict[str, Any]]) -> None:
-        """Writes weights, numbers and curves, and prints them."""
+    def _finish(
+        self,
+        detections: list[dict[str, Tensor]],
+        targets: list[dict[str, Tensor]],
+        rows: list[dict[str, Any]],
+    ) -> None:
+        """Writes weights, numbers, curves and the report of `eval`, and prints them."""
+        from ssd_fast.cli.evaluate import report_shown
+        from ssd_fast.engine.evaluation import score_detections
         from ssd_fast.engine.output import write_file
         from ssd_fast.engine.plots import plot_training
         from ssd_fast.engine.weights import save_weights
 
+        evaluation = score_detections(detections, targets, self.dataset.class_names)
         metrics = {
             **evaluation.metrics(),
             "image_set": self.validation_set,
@@ -286,6 +297,13 @@ class TrainingRun:
         write_file(self.folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
         write_file(self.folder / "training.png", plot_training(rows, evaluation))
         self.console.show_average_precision(evaluation)
+        source = {
+            "weights": str(weights),
+            "data": self.options.data,
+            "image_set": self.validation_set,
+        }
+        folder, dataset = self.folder / "report", self.validation
+        report_shown(folder, source, dataset, detections, targets, evaluation, self.console)
         self.console.say(f"Trained in {self.seconds:.0f} s. Wrote {weights}; now look:")
         self.console.say(f"  ssd-fast predict --weights {weights} IMAGE...")
         print(f"mAP@0.5 {evaluation.at_50.mean:.3f}", flush=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Evaluation by several processes: each detects in its share, one scores everything."""
+"""Evaluation by several processes: each detects in its share, one gets everything."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from ssd_fast.data import BrokenSample
 from ssd_fast.engine.batches import DetectionDataset
 from ssd_fast.engine.distributed import World
-from ssd_fast.engine.evaluation import Evaluation, detect_dataset, score_detections
+from ssd_fast.engine.evaluation import detect_dataset
 from ssd_fast.engine.precision import Precision
 from ssd_fast.models.ssd import SSD
 
-__all__ = ["Part", "decodable", "evaluate_together"]
+__all__ = ["Part", "decodable", "detect_together"]
 
 
 class Part:
@@ -77,15 +77,15 @@ def decodable(dataset: DetectionDataset, world: World) -> tuple[DetectionDataset
     return Part(dataset, [i for i in range(len(dataset)) if i not in broken]), [*broken.values()]
 
 
-def evaluate_together(
+def detect_together(
     model: SSD,
     dataset: DetectionDataset,
     world: World,
     *,
     precision: Precision,
     batch_size: int = 16,
-) -> Evaluation | None:
-    """Average precision on a dataset whose images the processes share out.
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]] | None:
+    """Detects objects in a dataset whose images the processes share out.
 
     The processes detect in the batches that one alone would make, in turn, and the lists are put
     back into the dataset's order: no image counts twice, and the result is that of one process.
@@ -99,7 +99,7 @@ def evaluate_together(
         batch_size: images at a time.
 
     Returns:
-        The evaluation in process 0, None in the others.
+        Detections and targets, one dict an image each, in process 0; None in the others.
     """
     world.copy_buffers(model)
     indices = world.batches(len(dataset), batch_size)
@@ -113,6 +113,4 @@ def evaluate_together(
     if not world.is_main:
         return None
     rows = sorted((row for rows in gathered for row in rows), key=lambda row: row[0])
-    return score_detections(
-        [found for _, found, _ in rows], [there for _, _, there in rows], dataset.class_names
-    )
+    return [found for _, found, _ in rows], [there for _, _, there in rows]

@@ -17,6 +17,7 @@ import torch
 
 from ssd_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from ssd_fast.engine.distributed import World
+from ssd_fast.engine.report import read_threshold
 from ssd_fast.engine.trainer import Trainer
 
 TINY = ("--width", 0.03, "--batch-size", 2, "--steps", 4, "--precision", "float32", "--warmup", 1)
@@ -26,6 +27,15 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(path)
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report's figures take a second a run, and test_report.py looks at them."""
+    from ssd_fast.engine import report_files
+
+    names = ("precision_recall", "f1", "confusion_matrix", "sizes")
+    monkeypatch.setattr(report_files, "draw_figures", lambda *_: dict.fromkeys(names, b""))
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
@@ -89,6 +99,15 @@ def test_what_a_run_says_and_leaves(ssd_fast: Callable, voc: Path, tmp_path: Pat
     pictures = sorted((output / "examples").iterdir())
     assert [path.name for path in pictures] == ["step-000002.png", "step-000004.png"]
     assert all(path.stat().st_size > 1000 for path in pictures)
+    report = json.loads((output / "report" / "report.json").read_text())
+    assert report["metrics"]["map_50"] == metrics["map_50"]
+    assert report["image_set"] == "val"
+    assert len(report["classes"]) == 3
+    page = output / "report" / "report.html"
+    assert f"see {page}" in result.out.replace("\n", "")
+    assert "scene" in page.read_text()
+    threshold, beside = read_threshold(output / "weights.safetensors")
+    assert (threshold, beside) == (report["score_threshold"], output / "report" / "report.json")
     table = (output / "log.csv").read_text().splitlines()
     assert table[0] == "step,box_loss,class_loss,learning_rate,map_50"
     assert len(table) == 1 + len(rows)

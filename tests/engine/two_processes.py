@@ -12,8 +12,8 @@ import torch
 
 from ssd_fast.data import ShapesDataset
 from ssd_fast.engine.distributed import World, process_group
-from ssd_fast.engine.distributed_evaluation import evaluate_together
-from ssd_fast.engine.evaluation import Evaluation
+from ssd_fast.engine.distributed_evaluation import detect_together
+from ssd_fast.engine.evaluation import Evaluation, score_detections
 from ssd_fast.engine.initialisation import quiet_heads
 from ssd_fast.engine.precision import choose_precision
 from ssd_fast.engine.trainer import Trainer, TrainingOptions
@@ -59,7 +59,8 @@ def difference(mine: SSD, theirs: SSD) -> float:
 
 def evaluated(world: World) -> Evaluation | None:
     held_out = ShapesDataset(21, seed=1)
-    return evaluate_together(model(), held_out, world, precision=FLOAT32, batch_size=4)
+    found = detect_together(model(), held_out, world, precision=FLOAT32, batch_size=4)
+    return found and score_detections(*found, held_out.class_names)
 
 
 def main() -> None:
