@@ -316,11 +316,9 @@ class MultiBoxLoss(Float32Buffers):
         targets: Sequence[Mapping[str, Tensor]],
     ) -> Targets:
         background = self.options["background_index"]
-        if background is None:
-            background = _NO_CLASS
-        else:
+        if background is not None:
             background = resolve_background(background, deltas, logits, self.priors)
-        batch, num_classes = check_levels(deltas, logits, self.priors, max(background, 0))
+        batch, num_classes = check_levels(deltas, logits, self.priors, background or 0)
         if len(targets) != batch:
             raise ValueError(
                 f"targets: expected one dictionary for each of the {batch} images,"
@@ -341,8 +339,6 @@ class MultiBoxLoss(Float32Buffers):
             dist.all_reduce(count, group=self.group)
         return count.clamp(min=1) / processes
 
-
-_NO_CLASS = -1  # no label that stands for a class
 
 _FOCAL_ONLY: dict[str, Any] = {"alpha": 0.25, "gamma": 2.0}
 """Options that only the focal loss knows, with their defaults."""

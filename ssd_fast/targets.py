@@ -49,7 +49,7 @@ class Targets(NamedTuple):
         *,
         num_classes: int | None = None,
         capacity: int | None = None,
-        background_index: int = 0,
+        background_index: int | None = 0,
         validate: bool = True,
         invalid: Literal["raise", "drop"] = "raise",
         device: torch.device | str | int | None = None,
@@ -69,7 +69,7 @@ class Targets(NamedTuple):
             num_classes: C, background included; None does not check labels from above.
             capacity: number of rows N of the result; the rows behind the objects are zeros. None
                 is as many as there are objects.
-            background_index: the class that no object may carry.
+            background_index: the class that no object may carry; None for no such class.
             validate: check values; False checks shapes and dtypes alone, and so waits for no
                 device.
             invalid: "raise", or "drop" to leave broken objects out and count them in `dropped`.
@@ -220,9 +220,11 @@ def _has_area(boxes: Tensor) -> Tensor:
     return (size > 0).all(dim=1) & (area > 0) & (area < float("inf"))
 
 
-def _is_class(labels: Tensor, num_classes: int | None, background_index: int) -> Tensor:
+def _is_class(labels: Tensor, num_classes: int | None, background_index: int | None) -> Tensor:
     """(N,) bool: which labels (N,) are classes other than the background."""
-    valid = (labels >= 0) & (labels != background_index)
+    valid = labels >= 0
+    if background_index is not None:
+        valid &= labels != background_index
     return valid if num_classes is None else valid & (labels < num_classes)
 
 
@@ -232,7 +234,7 @@ def _raise_first(
     keep: Tensor,
     counts: list[int],
     num_classes: int | None,
-    background_index: int,
+    background_index: int | None,
 ) -> NoReturn:
     """Raises ValueError about the first broken object."""
     broken = torch.nonzero(~keep).flatten().tolist()

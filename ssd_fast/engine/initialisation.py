@@ -8,6 +8,7 @@ import math
 import torch
 from torch import nn
 
+from ssd_fast.models.heads import logit_of
 from ssd_fast.models.ssd import SSD
 
 __all__ = ["quiet_heads"]
@@ -21,11 +22,13 @@ def quiet_heads(model: SSD, *, object_share: float = 0.01) -> None:
 
     Hard-negative mining picks the rows that a model is most wrong about. With Xavier-uniform heads
     on features of length 20 those are arbitrary large scores, and the first hundred steps go into
-    unlearning them. This is the start of RetinaNet (Lin et al., 2017, section 4.1) for a softmax.
+    unlearning them. This is the start of RetinaNet (Lin et al., 2017, section 4.1), for a softmax
+    as for sigmoids.
 
     Args:
         model: whose heads are changed in place.
-        object_share: probability of all objects together that every prior begins with.
+        object_share: probability that every prior begins with, of all objects together, or of each
+            class where scores are sigmoids.
     """
     background: int = model.loss.options["background_index"]
     odds = (1 - object_share) / object_share * (model.num_classes - 1)
@@ -35,5 +38,8 @@ def quiet_heads(model: SSD, *, object_share: float = 0.01) -> None:
     for conv in model.heads.classification:
         assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None
+        if model.loss.classification == "focal":
+            conv.bias.fill_(logit_of(object_share))
+            continue
         conv.bias.zero_()
         conv.bias.view(-1, model.num_classes)[:, background] = math.log(odds)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The prediction layers of SSD, and the flat view of what they predict."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ __all__ = [
     "MultiBoxHeads",
     "concatenate_maps",
     "is_plain",
+    "logit_of",
     "plain_parameters",
     "xavier_uniform",
 ]
@@ -31,10 +33,18 @@ class MultiBoxHeads(nn.Module):
         in_channels: of each feature map.
         boxes_per_cell: A of each feature map.
         num_classes: C, background included.
+        class_prior: of a classification by sigmoids, the probability that each class begins with:
+            weights from a normal distribution of deviation 0.01 and a bias of -log((1 - p) / p), as
+            RetinaNet starts (Lin et al., 2017, arXiv:1708.02002, section 4.1). None is for softmax.
     """
 
     def __init__(
-        self, in_channels: Sequence[int], boxes_per_cell: Sequence[int], num_classes: int
+        self,
+        in_channels: Sequence[int],
+        boxes_per_cell: Sequence[int],
+        num_classes: int,
+        *,
+        class_prior: float | None = None,
     ) -> None:
         super().__init__()
         levels = list(zip(in_channels, boxes_per_cell, strict=True))
@@ -43,6 +53,10 @@ class MultiBoxHeads(nn.Module):
             nn.Conv2d(c, a * num_classes, 3, padding=1) for c, a in levels
         )
         xavier_uniform(self)
+        if class_prior is not None:
+            for convolution in self.classification:
+                nn.init.normal_(convolution.weight, std=0.01)  # type: ignore[arg-type]
+                nn.init.constant_(convolution.bias, logit_of(class_prior))  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Offsets and scores of every level.
@@ -56,6 +70,11 @@ class MultiBoxHeads(nn.Module):
         deltas = [conv(x) for conv, x in zip(self.regression, maps, strict=True)]
         logits = [conv(x) for conv, x in zip(self.classification, maps, strict=True)]
         return deltas, logits
+
+
+def logit_of(probability: float) -> float:
+    """The logit whose sigmoid is a probability between 0 and 1."""
+    return math.log(probability / (1 - probability))
 
 
 class HeadParameters(NamedTuple):

@@ -11,7 +11,12 @@ from ssd_fast.multibox import MultiBoxLoss
 __all__ = ["build_loss"]
 
 
-def build_loss(priors: Tensor, num_classes: int, options: Mapping[str, Any]) -> MultiBoxLoss:
+def build_loss(
+    priors: Tensor,
+    num_classes: int,
+    options: Mapping[str, Any],
+    classification: str | None = None,
+) -> MultiBoxLoss:
     """The loss of an `SSD`.
 
     Args:
@@ -19,23 +24,26 @@ def build_loss(priors: Tensor, num_classes: int, options: Mapping[str, Any]) -> 
         num_classes: C, background included.
         options: of `MultiBoxLoss`. A negative background_index is counted from the first class on,
             as `ssd_fast.ops.detect` and the data count it.
+        classification: the option of that name, if it is not among the others.
 
     Returns:
         A new module.
 
     Raises:
-        ValueError: an option out of range, as many class weights as there are no classes, or a
-            loss that trains something else than what `SSD` detects with.
+        ValueError: an option out of range, as many class weights as there are no classes, or two
+            classifications.
     """
+    if classification is not None:
+        other = options.get("classification", classification)
+        if other != classification:
+            raise ValueError(
+                f"classification: got {classification!r}, but loss has {other!r}; give it once"
+            )
+        options = {**options, "classification": classification}
     background = options.get("background_index", 0)
     if isinstance(background, int) and -num_classes <= background < 0:
         options = {**options, "background_index": background + num_classes}
     loss = MultiBoxLoss(priors, **options)
-    if loss.classification == "focal":
-        raise ValueError(
-            "loss: classification='focal' trains a sigmoid for each class, and the scores of SSD"
-            " are a softmax; ssd_fast.MultiBoxLoss has it for detectors that score by sigmoids"
-        )
     weights = loss.class_weights
     if weights is not None and weights.size(0) != num_classes:
         raise ValueError(

@@ -21,6 +21,9 @@ __all__ = ["ARCHITECTURES", "SSD"]
 _MEAN = (0.48235, 0.45882, 0.40784)
 _STD = (1 / 255, 1 / 255, 1 / 255)
 
+CLASS_PRIOR = 0.01
+"""What RetinaNet's classes start from (Lin et al., 2017, arXiv:1708.02002, section 4.1)."""
+
 
 class SSD(nn.Module):
     """A single-shot detector: a backbone, heads on each of its maps, and the fused loss and detect.
@@ -36,7 +39,7 @@ class SSD(nn.Module):
 
     Args:
         backbone: maps (B, 3, S, S) to a list of feature maps; has `out_channels`, one a map.
-        num_classes: C, background included.
+        num_classes: C, background included where there is one.
         priors: (P, 4) float32 corners in [0, 1], in the order of the maps.
         boxes_per_cell: how many priors a cell of each map carries.
         image_size: S.
@@ -50,13 +53,18 @@ class SSD(nn.Module):
             attribute of the model, like the four options above it and the one below: it may be
             set after training.
         sigma: of "soft-gaussian".
-        loss: options of `MultiBoxLoss`, such as `{"min_negatives": 3}`, but for the focal loss.
+        classification: "softmax": scores are a softmax, trained by cross-entropy and hard-negative
+            mining. "focal": scores are sigmoids, trained by the focal loss of all priors, and every
+            class starts from a probability of 0.01, as RetinaNet's do. It is an option of the loss.
+        loss: options of `MultiBoxLoss`, such as `{"min_negatives": 3}`. With the focal loss
+            `{"background_index": None}` is for labels from 0 on, without a background class.
         sparse_head_backward: train on the CPU through `ssd_fast.ops.heads_loss`, whose backward
             multiplies only the cells that the loss touches. Heads or a loss that were replaced,
             hooked or parametrised, and other devices, take the dense backward of PyTorch.
 
     Raises:
-        ValueError: fewer than 2 classes, or a backbone and `boxes_per_cell` of different lengths.
+        ValueError: no class beside the background, a backbone and `boxes_per_cell` of different
+            lengths, or an option out of range.
     """
 
     def __init__(
@@ -75,11 +83,13 @@ class SSD(nn.Module):
         max_detections: int = 200,
         nms: str = "hard",
         sigma: float = 0.5,
+        classification: str | None = None,
         loss: Mapping[str, Any] | None = None,
         sparse_head_backward: bool = True,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
+        loss = loss or {}
+        if num_classes < (1 if loss.get("background_index", 0) is None else 2):
             raise ValueError(
                 f"num_classes: expected the background and at least one class, got {num_classes}"
             )
@@ -99,8 +109,9 @@ class SSD(nn.Module):
         self.sparse_head_backward = sparse_head_backward
         self.transform = ImageTransform(image_size, image_mean, image_std)
         self.backbone = backbone
-        self.heads = MultiBoxHeads(channels, boxes_per_cell, num_classes)
-        self.loss = build_loss(priors, num_classes, loss or {})
+        self.loss = build_loss(priors, num_classes, loss, classification)
+        prior = CLASS_PRIOR if self.loss.classification == "focal" else None
+        self.heads = MultiBoxHeads(channels, boxes_per_cell, num_classes, class_prior=prior)
         self._architecture: dict[str, Any] | None = None
         # An empty batch: an option of `detect` that is wrong fails here, not after the training.
         none = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
@@ -139,7 +150,7 @@ class SSD(nn.Module):
         batch, sizes = self.transform(images)
         self._check_batch(len(sizes))
         if not isinstance(targets, Targets | DenseTargets):
-            background: int = self.loss.options["background_index"]
+            background: int | None = self.loss.options["background_index"]
             targets = relative_targets(targets, sizes, self.num_classes, background, batch.device)
         return self._losses(self._features(batch), targets)
 
@@ -282,6 +293,7 @@ class SSD(nn.Module):
             clip=(0.0, 0.0, 1.0, 1.0),
             nms=self.nms,
             sigma=self.sigma,
+            scores="sigmoid" if self.loss.classification == "focal" else "softmax",
         )
 
 

@@ -32,7 +32,7 @@ def ssd300_vgg16(
         priors: a preset of `ssd_fast.priors.ssd300`, a `PriorBoxes` of the same maps, or (8732, 4)
             float32 corners in [0, 1].
         **options: of `SSD`: image_mean, image_std, score_threshold, top_k, iou_threshold,
-            max_detections, nms, sigma, loss, sparse_head_backward.
+            max_detections, nms, sigma, classification, loss, sparse_head_backward.
 
     Returns:
         A model in training mode, with random weights.

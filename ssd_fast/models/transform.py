@@ -88,7 +88,7 @@ def relative_targets(
     targets: Sequence[Mapping[str, Tensor]],
     sizes: Sequence[tuple[int, int]],
     num_classes: int,
-    background_index: int,
+    background_index: int | None,
     device: torch.device,
 ) -> Targets:
     """Packs targets in pixels of their images into `Targets` in [0, 1].
@@ -97,7 +97,7 @@ def relative_targets(
         targets: one dictionary an image: "boxes" (n, 4) in pixels, "labels" (n,).
         sizes: `(height, width)` of each image.
         num_classes: C, background included.
-        background_index: class of the background.
+        background_index: class of the background, or None.
         device: where the result goes.
 
     Returns:

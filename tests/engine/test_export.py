@@ -20,8 +20,9 @@ def build(**options) -> SSD:
     """A slim model whose scores are spread: many candidates, few close decisions."""
     torch.manual_seed(0)
     model = ssd300_vgg16(4, width=0.03, **options).eval()
-    for layer in model.heads.classification:
-        layer.weight.data.mul_(0.1)
+    if model.loss.classification == "softmax":  # the focal loss starts from small weights
+        for layer in model.heads.classification:
+            layer.weight.data.mul_(0.1)
     return model
 
 
@@ -72,6 +73,7 @@ OPTIONS = [
     {"top_k": 20, "iou_threshold": 0.3, "max_detections": 31, "score_threshold": 0.2},
     {"top_k": 5, "max_detections": 40},  # more than there are candidates
     {"loss": {"variances": (0.1, 0.15, 0.2, 0.25), "background_index": 3}},
+    {"classification": "focal", "loss": {"background_index": None}, "score_threshold": 0.02},
 ]
 
 

@@ -369,13 +369,6 @@ def test_nms_may_be_changed_after_training():
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(
-    ("loss", "message"),
-    [
-        ({"classification": "focal"}, "the scores of SSD are a softmax"),
-        ({"class_weights": [1.0, 2.0]}, "expected one for each of the 4 classes, got 2"),
-    ],
-)
-def test_a_loss_that_fits_no_ssd_is_refused_before_training(loss, message):
-    with pytest.raises(ValueError, match=message):
-        slim(loss=loss)
+def test_a_loss_that_fits_no_ssd_is_refused_before_training():
+    with pytest.raises(ValueError, match="expected one for each of the 4 classes, got 2"):
+        slim(loss={"class_weights": [1.0, 2.0]})
