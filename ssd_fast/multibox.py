@@ -20,7 +20,7 @@ from ssd_fast.ops._arguments import (
 from ssd_fast.ops.focal_loss import focal_loss
 from ssd_fast.ops.heads_loss import heads_loss
 from ssd_fast.ops.multibox_loss import multibox_loss
-from ssd_fast.targets import Targets
+from ssd_fast.targets import Targets, check_one_for_each
 
 __all__ = ["MultiBoxLoss"]
 
@@ -319,11 +319,7 @@ class MultiBoxLoss(Float32Buffers):
         if background is not None:
             background = resolve_background(background, deltas, logits, self.priors)
         batch, num_classes = check_levels(deltas, logits, self.priors, background or 0)
-        if len(targets) != batch:
-            raise ValueError(
-                f"targets: expected one dictionary for each of the {batch} images,"
-                f" got {len(targets)}"
-            )
+        check_one_for_each(targets, batch)
         return Targets.pack(
             targets,
             num_classes=num_classes,

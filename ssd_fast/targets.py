@@ -11,7 +11,7 @@ from torch import Tensor
 from ssd_fast.assignment import IGNORE_LABEL
 from ssd_fast.boxes import box_area
 
-__all__ = ["Targets"]
+__all__ = ["Targets", "check_one_for_each"]
 
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _MARKS = ("ignore", "iscrowd")
@@ -218,6 +218,28 @@ def _has_area(boxes: Tensor) -> Tensor:
     size = boxes[:, 2:] - boxes[:, :2]
     area = box_area(boxes)
     return (size > 0).all(dim=1) & (area > 0) & (area < float("inf"))
+
+
+def check_one_for_each(targets: object, images: int) -> None:
+    """Raises unless there is one target for each image.
+
+    Args:
+        targets: what should be a list of dictionaries.
+        images: how many there are.
+
+    Raises:
+        TypeError: no list.
+        ValueError: another number of targets; the message names both.
+    """
+    if not isinstance(targets, Sequence):
+        raise TypeError(
+            f"targets: expected a list of dictionaries, one for each of the {images} images, got"
+            f" {type(targets).__name__}"
+        )
+    if len(targets) != images:
+        raise ValueError(
+            f"targets: expected one dictionary for each of the {images} images, got {len(targets)}"
+        )
 
 
 def _is_class(labels: Tensor, num_classes: int | None, background_index: int | None) -> Tensor:

@@ -39,6 +39,8 @@ def accelerate(model: Model) -> Model:
     * Boxes, scores and losses of a half-precision model are float32; float64 is refused.
     * An object whose label is no class of the head, or whose box is not finite, is a ValueError
       that names it (torchvision: an IndexError, or NaN).
+    * `compute_loss` or another method that is no longer called, set on the object later, is a
+      TypeError at the next call; `restore` leaves it in force.
     * `torch.jit.script` does not compile it; `restore` gives back a model that it does.
 
     In the others: classes and levels never touch in NMS, equal scores keep the lower index, boxes

@@ -40,7 +40,7 @@ def check_not_set(module: nn.Module, methods: Sequence[str]) -> None:
     """Refuses a module with methods of its own, set on the object, that would be passed by.
 
     Args:
-        module: what to accelerate.
+        module: what is to be accelerated, or is.
         methods: names of what is replaced, or no longer called.
 
     Raises:
@@ -50,8 +50,9 @@ def check_not_set(module: nn.Module, methods: Sequence[str]) -> None:
         if name in module.__dict__:
             raise TypeError(
                 f"model: {name} is set on this {type(module).__name__} object, so that our kernels "
-                f"or it would no longer be called; remove it (`del {name}` of the object) first, "
-                "or call ssd_fast.MultiBoxLoss and ssd_fast.ops yourself"
+                f"or it would not be called; remove it (`del {name}` of the object), keep the "
+                "original model (ssd_fast.restore), or call ssd_fast.MultiBoxLoss and ssd_fast.ops "
+                "yourself"
             )
 
 

@@ -22,7 +22,7 @@ from ssd_fast.integrations.subclasses import (
 )
 from ssd_fast.ops.detect import detect
 from ssd_fast.ops.multibox_loss import multibox_loss
-from ssd_fast.targets import Targets
+from ssd_fast.targets import Targets, check_one_for_each
 
 __all__ = ["accelerated_class"]
 
@@ -37,6 +37,9 @@ REPLACED = {
 
 PASSED_BY = ("forward", "compute_loss", "postprocess_detections", "eager_outputs")
 """Methods of an SSD that are replaced, or no longer called."""
+
+NOT_CALLED = PASSED_BY[1:]
+"""Of these, the ones that may not be set later either; a forward that is set is called."""
 
 # One class for each that was accelerated, so that two models of a class stay of one class.
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
@@ -69,6 +72,9 @@ def _forward(
     model: Any, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
 ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
     """Losses in training, detections in evaluation: see `torchvision.models.detection.ssd.SSD`."""
+    check_not_set(model, NOT_CALLED)
+    if targets is not None:
+        check_one_for_each(targets, len(images))
     if model.training:
         _check_targets(targets)
     original_sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssd_fast.float32_buffers import Float32Buffers
-from ssd_fast.targets import Targets
+from ssd_fast.targets import Targets, check_one_for_each
 
 __all__ = ["ImageTransform", "relative_targets"]
 
@@ -106,11 +106,7 @@ def relative_targets(
     Raises:
         ValueError: as many targets as images are needed; and whatever `Targets.pack` refuses.
     """
-    if len(targets) != len(sizes):
-        raise ValueError(
-            f"targets: expected one dictionary for each of the {len(sizes)} images,"
-            f" got {len(targets)}"
-        )
+    check_one_for_each(targets, len(sizes))
     packed = Targets.pack(targets, num_classes=num_classes, background_index=background_index)
     pixels = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32)
     counts = torch.tensor([target["boxes"].shape[0] for target in targets], dtype=torch.int64)

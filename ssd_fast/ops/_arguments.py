@@ -82,7 +82,8 @@ def check_targets(
     if batch is not None and offsets.size(0) != batch + 1:
         raise ValueError(
             f"offsets: expected {batch + 1} numbers for a batch of {batch} images, "
-            f"got {offsets.size(0)}; Targets.pack makes them"
+            f"got {offsets.size(0)}, which are targets of {offsets.size(0) - 1}; Targets.pack "
+            "makes them"
         )
 
 

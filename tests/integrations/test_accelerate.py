@@ -268,6 +268,35 @@ def test_refuses_methods_set_on_the_object(torchvision, method) -> None:
     assert ssd_fast.accelerated(ssd_fast.accelerate(model))
 
 
+def test_refuses_methods_set_on_the_object_later(pair) -> None:
+    """Nothing that somebody set is passed by in silence; `restore` brings it into force."""
+    model, _ = pair
+    images, targets = _batch(0)
+    model.train().compute_loss = lambda *_: {"mine": torch.zeros(())}
+    with pytest.raises(TypeError, match=r"model: compute_loss is set on this .*ssd_fast.restore"):
+        model(images, targets)
+    assert ssd_fast.restore(model)(images, targets).keys() == {"mine"}
+    del model.compute_loss
+    ssd_fast.accelerate(model)
+    forward, calls = model.forward, []
+    model.forward = lambda *inputs: calls.append(inputs) or forward(*inputs)
+    assert "classification" in model(images, targets)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_another_number_of_targets_is_named(pair, training) -> None:
+    model, _ = pair
+    images, targets = _batch(0)
+    model.train(training)
+    for wrong in (targets[:1], targets * 2, []):
+        count = f"each of the {len(images)} images, got {len(wrong)}"
+        with pytest.raises(ValueError, match=f"targets: expected one dictionary for {count}"):
+            model(images, wrong)
+    with pytest.raises(TypeError, match=r"targets: expected a list of dictionaries, .* got dict"):
+        model(images, targets[0])
+
+
 def test_refuses_another_box_coder(pair) -> None:
     """In training and in evaluation, as it does another matcher."""
     from torchvision.models.detection._utils import BoxCoder

@@ -265,7 +265,12 @@ def target(box, label):
             r"targets\[1\]\['boxes'\]\[0\] is \(9.0, 4.0, 9.0, 8.0\)",
         ),
         ([EMPTY, target([1.0, 4, 9, 8], 4)], ValueError, r"targets\[1\]\['labels'\]\[0\] is 4"),
-        (Targets.pack([EMPTY]), ValueError, "offsets: expected 3 numbers for a batch of 2"),
+        (iter([EMPTY, EMPTY]), TypeError, "targets: expected a list of dictionaries, .* got list_"),
+        (
+            Targets.pack([EMPTY]),
+            ValueError,
+            "offsets: expected 3 numbers for a batch of 2 images, got 2, which are targets of 1",
+        ),
     ],
 )
 def test_bad_targets_are_named(targets, error, message):
