@@ -88,52 +88,67 @@ inline int32_t bisect_orders(int32_t* orders, int64_t n, int64_t k, int64_t slac
   return static_cast<int32_t>(low);
 }
 
-// Lets `compress` write behind the first n numbers, and `bisect_orders` behind those. Few pass a
-// pivot, so memory follows what is kept, not P.
-inline void make_room(std::vector<int32_t>& numbers, int64_t n) {
-  if (static_cast<int64_t>(numbers.size()) < n + 2 * kLanes) {
-    numbers.resize(static_cast<size_t>(2 * n + 1024));
-  }
-}
-
-// Selects in one image after another; keeps its scratch memory between them.
+// Selects in one image after another; keeps its scratch memory between them. `order_of(p, count)`
+// gives the orders of `count` priors from p on, at most kLanes, and kNoOrder for what is no
+// candidate; `doubtful(order)` says which lanes hold an order that tells nothing.
 class Selector {
  public:
-  // An order that at least k, and hardly more, of the candidates reach; kNoOrder if there are
-  // fewer than k. `order_of(p)` gives the orders of kLanes priors, kNoOrder for no candidate.
-  template <typename OrderOf>
-  int32_t bound(int64_t P, int64_t k, int64_t slack, const OrderOf& order_of) {
-    const int32_t pivot = sampled_pivot(P, k, order_of);
-    int64_t n = compress_orders(P, pivot, order_of);
-    if (n < k && pivot > kNoOrder + 1) n = compress_orders(P, kNoOrder + 1, order_of);
-    return n < k ? kNoOrder : bisect_orders(orders_.data(), n, k, slack);
+  // Lists the candidates, in order, that reach the result, all doubtful ones, and perhaps more. At
+  // least k of the candidates reach the result, and hardly more; it is kNoOrder if there are fewer.
+  template <typename OrderOf, typename Doubtful>
+  int32_t bound(int64_t P, int64_t k, int64_t slack, const OrderOf& order_of,
+                const Doubtful& doubtful) {
+    pivot_ = sampled_pivot(P, k, order_of);
+    list(P, pivot_, order_of, doubtful);
+    int32_t found = reached_by(k, slack);
+    if (found < pivot_ && pivot_ > kNoOrder + 1) {
+      list(P, kNoOrder + 1, order_of, doubtful);
+      found = reached_by(k, slack);
+    }
+    return found;
   }
+
+  // After `bound`, lists the candidates that reach `least`, and all doubtful ones.
+  template <typename OrderOf, typename Doubtful>
+  void list_reaching(int64_t P, int32_t least, const OrderOf& order_of, const Doubtful& doubtful) {
+    if (least < pivot_) return list(P, least, order_of, doubtful);
+    const int64_t n = count_;
+    store(orders_.data() + n, splat(kNoOrder));
+    int64_t kept = 0;
+    for (int64_t i = 0; i < n; i += kLanes) {  // written behind what was read
+      const Ints order = load(orders_.data() + i), place = load(places_.data() + i);
+      const Ints keep = (order >= least) | doubtful(order);
+      compress(keep, order, orders_.data() + kept);
+      kept += compress(keep, place, places_.data() + kept);
+    }
+    count_ = kept;
+  }
+
+  // What was listed.
+  const int32_t* places() const { return places_.data(); }
+  int64_t count() const { return count_; }
 
   // Calls take(p), in order, for the k candidates of the largest order, the lowest p first among
   // equals; k is at most the number of candidates.
   template <typename OrderOf, typename Take>
   void select(int64_t P, int64_t k, const OrderOf& order_of, const Take& take) {
     if (k <= 0) return;
-    const int32_t last = bound(P, k, 0, order_of);
-    int64_t above = 0;
-    const auto visit = [&](const auto& act) {
-      for (int64_t p = 0; p < P; p += kLanes) {
-        const Ints order = order_of(p);
-        uint32_t lanes = lanes_of(order >= last);
-        for (; lanes != 0; lanes &= lanes - 1) {
-          const int lane = __builtin_ctz(lanes);
-          act(p + lane, order[lane] > last);
-        }
+    const int32_t last = bound(P, k, 0, order_of, [](Ints) { return Ints{}; });
+    store(orders_.data() + count_, splat(kNoOrder));
+    int64_t ties = k - (last < kMost ? count_reaching(orders_.data(), count_, last + 1) : 0);
+    for (int64_t i = 0; i < count_; i += kLanes) {
+      const Ints order = load(orders_.data() + i);
+      uint32_t lanes = lanes_of(order >= last);
+      for (; lanes != 0; lanes &= lanes - 1) {
+        const int lane = __builtin_ctz(lanes);
+        if (order[lane] > last || ties-- > 0) take(places_[i + lane]);
       }
-    };
-    visit([&](int64_t, bool is_above) { above += is_above; });
-    int64_t ties = k - above;
-    visit([&](int64_t p, bool is_above) {
-      if (is_above || ties-- > 0) take(p);
-    });
+    }
   }
 
  private:
+  static constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+
   // An order that about twice k candidates reach, or kNoOrder + 1, which all candidates reach,
   // where a sample tells nothing.
   template <typename OrderOf>
@@ -142,24 +157,58 @@ class Selector {
     if (P < 4 * kSample || k > P / 6) return kNoOrder + 1;
     int32_t sample[kSample + kLanes];
     for (int64_t i = 0; i < kSample; i += kLanes) {
-      store(sample + i, order_of(i * (P - kLanes) / kSample));
+      store(sample + i, order_of(i * (P - kLanes) / kSample, kLanes));
     }
     const int64_t rank = 2 * k * kSample / P + 8;
     return std::max(bisect_orders(sample, kSample, rank, rank / 4), kNoOrder + 1);
   }
 
-  template <typename OrderOf>
-  int64_t compress_orders(int64_t P, int32_t pivot, const OrderOf& order_of) {
+  // Lists the candidates that reach `pivot`, and all doubtful ones.
+  template <typename OrderOf, typename Doubtful>
+  void list(int64_t P, int32_t pivot, const OrderOf& order_of, const Doubtful& doubtful) {
+    constexpr int64_t kStretch = 64 * kLanes;
     int64_t n = 0;
-    for (int64_t p = 0; p < P; p += kLanes) {
-      const Ints order = order_of(p);
-      make_room(orders_, n);
-      n += compress(order >= pivot, order, orders_.data() + n);
+    for (int64_t begin = 0; begin < P; begin += kStretch) {
+      // Few reach a pivot, so memory follows what is kept, not P.
+      make_room(n + kStretch);
+      n += list_stretch(begin, std::min(begin + kStretch, P), pivot, order_of, doubtful,
+                        orders_.data() + n, places_.data() + n);
     }
+    count_ = n;
+  }
+
+  // Of priors `begin` to `end`; returns how many. Apart, so that all of it stays in registers.
+  template <typename OrderOf, typename Doubtful>
+  static int64_t list_stretch(int64_t begin, int64_t end, int32_t pivot, const OrderOf& order_of,
+                              const Doubtful& doubtful, int32_t* orders, int32_t* places) {
+    int64_t n = 0;
+    Ints place = lane_numbers() + static_cast<int32_t>(begin);
+    const auto add = [&](Ints order) __attribute__((always_inline)) {
+      const Ints keep = (order >= pivot) | doubtful(order);
+      compress(keep, order, orders + n);
+      n += compress(keep, place, places + n);
+      place += static_cast<int32_t>(kLanes);
+    };
+    int64_t p = begin;
+    for (; p + kLanes <= end; p += kLanes) add(order_of(p, kLanes));
+    if (p < end) add(order_of(p, end - p));
     return n;
   }
 
-  std::vector<int32_t> orders_;
+  // `compress` writes behind the first n numbers, and `bisect_orders` behind those.
+  void make_room(int64_t n) {
+    if (static_cast<int64_t>(orders_.size()) >= n + 2 * kLanes) return;
+    orders_.resize(static_cast<size_t>(2 * n));
+    places_.resize(static_cast<size_t>(2 * n));
+  }
+
+  int32_t reached_by(int64_t k, int64_t slack) {
+    return count_ < k ? kNoOrder : bisect_orders(orders_.data(), count_, k, slack);
+  }
+
+  std::vector<int32_t> orders_, places_;  // of the candidates that are listed
+  int64_t count_ = 0;
+  int32_t pivot_ = kNoOrder;  // which they reach
 };
 
 }  // namespace ssd_fast::SSD_FAST_ISA

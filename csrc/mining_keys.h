@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Mining keys: of each row the sum over c != background of exp(x_c - x_background). Torch-free.
 //
-// What they cost: the rough pass reads every logit once, where it lies, and spends a difference, a
-// product, a conversion and three additions on a vector of them: 2^t is taken as the float whose
+// What they cost: the rough pass reads every logit once, where it lies, and spends a product, a
+// conversion and two additions on a vector of them: 2^t is taken as the float whose
 // bits are t in fixed point, which is at most 6.15 % too large and never too small. That is enough
 // to leave few rows whose exact keys, about twenty operations a vector, are worth computing.
 #pragma once
@@ -24,17 +24,35 @@ namespace ssd_fast::SSD_FAST_ISA {
 constexpr float kDoubtful = -1.0f;
 
 // A rough key is between the exact one and this many times it, as long as it is not tiny; either
-// bound may be missed by 2e-5 of it.
+// bound may be missed by 1e-4 of it.
 constexpr float kRoughExcess = 1.0615f;
 
 // e^x in the bits of a float: 2^23 / ln 2 a unit of x, and the exponent of 1.
 constexpr float kRoughScale = 12102203.16f;
 constexpr float kRoughOffset = 1065353216.0f;
 
-// The bits of roughly e^x, 0 in the lanes not kept. Of a NaN and of |x| > 88 the result is
-// negative, not finite, or close to zero for an x that is truly so small.
-inline Ints rough_exp(Floats x, Keep keep) {
-  return rounded(rough_multiply_add(x, kRoughScale, kRoughOffset), keep);
+// The offset that makes e^(x - reference) of e^x. It is rounded: beyond this size, which references
+// beyond 266 reach, by too much.
+constexpr float kMostOffset = 4294967296.0f;
+
+inline Floats rough_offset(Floats reference) {
+  return rough_multiply_add(reference, -kRoughScale, splat(kRoughOffset));
+}
+
+// The bits of roughly e^(x - reference), 0 in the lanes not kept. Of a NaN and of a difference
+// beyond 88 the result is negative, not finite, or close to zero where it is truly so small.
+inline Ints rough_exp(Floats x, Floats offset, Keep keep) {
+  return rounded(rough_multiply_add(x, kRoughScale, offset), keep);
+}
+
+// The greater of a, which is not negative, and the size of b; a if b is NaN.
+inline Floats greater_size(Floats a, Floats b) {
+#if defined(__AVX512DQ__)
+  return reinterpret_cast<Floats>(
+      _mm512_range_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), 0xb));
+#else
+  return max(as_floats(as_ints(b) & 0x7fffffff), a);
+#endif
 }
 
 // Rough keys of kLanes rows of float32 at a time.
@@ -77,20 +95,24 @@ class BlockKeys {
     const int64_t vectors = kVectors ? kVectors : vectors_;
     const int64_t background = background_;
     Ints doubt{};
+    Floats most{};
     const auto sum_of_row = [&](int64_t r) __attribute__((always_inline)) {
       const float* row = rows + r * stride;
-      const Floats reference = splat(row[background]);
+      const Floats offset = rough_offset(splat(row[background]));
+      most = greater_size(most, offset);
       Floats sum{};
       for (int64_t v = 0; v < vectors; ++v) {
-        const Ints bits = rough_exp(load(row + starts_[v]) - reference, keep_[v]);
+        const Ints bits = rough_exp(load(row + starts_[v]), offset, keep_[v]);
         doubt |= bits;
         sum = v > 0 ? sum + as_floats(bits) : as_floats(bits);
       }
       settle(doubt);
+      settle(most);
       return sum;
     };
     const Floats keys = combine_rows(sum_of_row, [](Floats a, Floats b) { return a + b; });
-    return any(doubt < 0) ? splat(kDoubtful) : settled(keys);
+    if (any(doubt < 0) || any_above(most, splat(kMostOffset))) return splat(kDoubtful);
+    return settled(keys);
   }
 
 #if defined(__AVX512F__)
@@ -100,14 +122,17 @@ class BlockKeys {
     const int64_t background = background_, last = classes_ - 8;
     // Lane i of the last one is class `last` + i: those that the others have are left out.
     const __mmask8 keep_0 = keep_[0] & 0xff, keep_1 = keep_[0] >> 8, keep_2 = keep_[1] >> 8;
+    const __m256 scale = _mm256_set1_ps(kRoughScale), zero_offset = _mm256_set1_ps(kRoughOffset);
     __m256i doubt = _mm256_setzero_si256();
+    __m256 most = _mm256_setzero_ps();
     const auto sum_of_row = [&](int64_t r) __attribute__((always_inline)) {
       const float* row = rows + r * stride;
-      const __m256 reference = _mm256_set1_ps(row[background]);
+      const __m256 offset = _mm256_fnmadd_ps(_mm256_set1_ps(row[background]), scale, zero_offset);
+      most = _mm256_range_ps(most, offset, 0xb);  // the greater size
+      settle(most);
       const auto bits = [&](int64_t start, __mmask8 kept) __attribute__((always_inline)) {
-        const __m256 x = _mm256_sub_ps(_mm256_loadu_ps(row + start), reference);
         return _mm256_maskz_cvtps_epi32(
-            kept, _mm256_fmadd_ps(x, _mm256_set1_ps(kRoughScale), _mm256_set1_ps(kRoughOffset)));
+            kept, _mm256_fmadd_ps(_mm256_loadu_ps(row + start), scale, offset));
       };
       const __m256i a = bits(0, keep_0), b = bits(8, keep_1), c = bits(last, keep_2);
       doubt = _mm256_ternarylogic_epi32(_mm256_or_si256(doubt, a), b, c, 0xfe);
@@ -128,7 +153,10 @@ class BlockKeys {
                            _mm256_permute2f128_ps(low, high, 0x31));
     };
     const __m256 low = eight(0), high = eight(8);
-    if (_mm256_movemask_ps(_mm256_castsi256_ps(doubt)) != 0) return splat(kDoubtful);
+    const __m256 beyond = _mm256_cmp_ps(most, _mm256_set1_ps(kMostOffset), _CMP_GT_OQ);
+    if (_mm256_movemask_ps(_mm256_or_ps(_mm256_castsi256_ps(doubt), beyond)) != 0) {
+      return splat(kDoubtful);
+    }
     return settled(
         reinterpret_cast<Floats>(_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1)));
   }
@@ -227,7 +255,8 @@ class RoughKeys {
         const T* plane = data + c * level_->channel_stride + begin;
         const T* reference = data + background_ * level_->channel_stride + begin;
         const auto add = [&](int64_t i, Keep keep) {
-          const Ints bits = rough_exp(load_floats(plane + i) - load_floats(reference + i), keep);
+          const Floats difference = load_floats(plane + i) - load_floats(reference + i);
+          const Ints bits = rough_exp(difference, splat(kRoughOffset), keep);
           doubt |= bits;
           store(sums + i, load(sums + i) + as_floats(bits));
         };

@@ -115,28 +115,35 @@ class MultiBoxImage {
     if (k == 0) return 0;
     const float* keys = job.rough_keys ? job.rough_keys + image * P : scratch;
     if (!job.rough_keys) rough_keys(inputs, image, scratch);
-    const auto order_of = [&](int64_t p) {
-      const int64_t count = std::min(P - p, kLanes);
+    list_rivals(P, k, code, keys, inputs.logits.channels);
+    const int32_t* rivals = rivals_.places();
+    const int64_t count = rivals_.count();
+    exact_keys_.resize(static_cast<size_t>(count + kLanes));
+    exact_.compute(inputs.logits, image, inputs.options.background, rivals, count,
+                   exact_keys_.data());
+    const auto exact_order_of = [&](int64_t i, int64_t some) {
+      const Ints order = mining_order(load(&exact_keys_[i]));
+      return lane_numbers() < static_cast<int32_t>(some) ? order : splat(kNoOrder);
+    };
+    double loss = 0;
+    hardest_.select(count, k, exact_order_of, [&](int64_t i) {
+      code[rivals[i]] = kHardNegative;
+      loss += negative_loss(inputs, image, rivals[i], exact_keys_[i]);
+    });
+    return loss;
+  }
+
+  // Lists the candidates that can be among the k hardest by their rough keys, or whose rough key is
+  // doubtful.
+  void list_rivals(int64_t P, int64_t k, const int32_t* code, const float* keys, int64_t classes) {
+    const auto order_of = [code, keys](int64_t p, int64_t count) {
       const Ints kind = load_some(code + p, count, kIgnored);
       return kind == kBackground ? as_ints(load_some(keys + p, count, 0.0f)) : splat(kNoOrder);
     };
-    const int32_t reached = selector_.bound(P, k, k / 32, order_of);
-    const float least =
-        reached > 0 ? least_rough_key(bits_to_float(reached), inputs.logits.channels) : 0.0f;
-    collect(P, static_cast<int32_t>(float_to_bits(least)), order_of);
-    exact_keys_.resize(static_cast<size_t>(rival_count_ + kLanes));
-    exact_.compute(inputs.logits, image, inputs.options.background, rivals_.data(), rival_count_,
-                   exact_keys_.data());
-    const auto exact_order_of = [&](int64_t i) {
-      const Ints order = mining_order(load(&exact_keys_[i]));
-      return lane_numbers() < static_cast<int32_t>(rival_count_ - i) ? order : splat(kNoOrder);
-    };
-    double loss = 0;
-    selector_.select(rival_count_, k, exact_order_of, [&](int64_t i) {
-      code[rivals_[i]] = kHardNegative;
-      loss += negative_loss(inputs, image, rivals_[i], exact_keys_[i]);
-    });
-    return loss;
+    const auto doubtful = [](Ints order) { return (order < 0) & (order != kNoOrder); };
+    const int32_t reached = rivals_.bound(P, k, k / 32, order_of, doubtful);
+    const float least = reached > 0 ? least_rough_key(bits_to_float(reached), classes) : 0.0f;
+    rivals_.list_reaching(P, static_cast<int32_t>(float_to_bits(least)), order_of, doubtful);
   }
 
   // Cross-entropy of a row with the background as its target: log1p of its key.
@@ -175,19 +182,6 @@ class MultiBoxImage {
     }
   }
 
-  // The candidates whose rough key reaches `least` or is doubtful.
-  template <typename OrderOf>
-  void collect(int64_t P, int32_t least, const OrderOf& order_of) {
-    rival_count_ = 0;
-    Ints prior = lane_numbers();
-    for (int64_t p = 0; p < P; p += kLanes, prior += static_cast<int32_t>(kLanes)) {
-      const Ints order = order_of(p);
-      const Ints rival = (order >= least) | ((order < 0) & (order != kNoOrder));
-      make_room(rivals_, rival_count_);
-      rival_count_ += compress(rival, prior, rivals_.data() + rival_count_);
-    }
-  }
-
   static int64_t count_equal(const int32_t* code, int64_t P, int32_t value) {
     Ints count{};
     for (int64_t p = 0; p < P; p += kLanes) {
@@ -213,12 +207,11 @@ class MultiBoxImage {
   }
 
   Matcher matcher_;
-  Selector selector_;
+  Selector rivals_;   // by rough keys
+  Selector hardest_;  // by exact ones
   SoftmaxRow softmax_;
   ExactKeys exact_;
-  std::vector<int32_t> rivals_;  // priors that may be hard negatives, and room behind them
-  std::vector<float> exact_keys_;
-  int64_t rival_count_ = 0;
+  std::vector<float> exact_keys_;  // of the rivals
 };
 
 }  // namespace ssd_fast::SSD_FAST_ISA

@@ -157,13 +157,13 @@ inline Ints rounded(Floats x, Keep keep) {
 }
 
 // a * b + c, rounded once or twice.
-inline Floats rough_multiply_add(Floats a, float b, float c) {
+inline Floats rough_multiply_add(Floats a, float b, Floats c) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Floats>(
-      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), _mm512_set1_ps(b), _mm512_set1_ps(c)));
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), _mm512_set1_ps(b), reinterpret_cast<__m512>(c)));
 #elif defined(__AVX2__)
   return reinterpret_cast<Floats>(
-      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), _mm256_set1_ps(b), _mm256_set1_ps(c)));
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), _mm256_set1_ps(b), reinterpret_cast<__m256>(c)));
 #else
   return a * b + c;
 #endif

@@ -32,8 +32,7 @@ void mine_images(const MineJob& job, int64_t begin, int64_t end) {
     const Counts counts = count_matches(match, P);
     const int64_t k =
         negatives_wanted(job.ratio, counts.positives, job.min_negatives, counts.candidates);
-    const auto order_of = [&](int64_t p) {
-      const int64_t count = std::min(P - p, kLanes);
+    const auto order_of = [match, loss](int64_t p, int64_t count) {
       const Ints kind = load_some(match + p, count, kIgnored);
       const Ints order = mining_order(load_some(loss + p, count, 0.0f));
       return kind == kBackground ? order : splat(kNoOrder);

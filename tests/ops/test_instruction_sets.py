@@ -119,6 +119,22 @@ def test_mine_equals_reference(name, P) -> None:
         assert torch.equal(mine(loss, matched, min_negatives=min_negatives), expected)
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_mine_equals_reference_where_a_sample_misleads(name) -> None:
+    """Hard rows lie just where a sample is taken, so that too few reach what it suggests."""
+    _C.set_instruction_set(name)
+    P, sampled = 3000, 512
+    loss = torch.rand(1, P, generator=seeded(0))
+    for i in range(0, sampled, 4):
+        begin = i * (P - 16) // sampled
+        loss[0, begin : begin + 16] += 10
+    matched = torch.full((1, P), -1, dtype=torch.int32)
+    for k in (1, 100, 400, 500, 501, P - 1, P):
+        expected = mine_reference(loss, matched, min_negatives=k)
+        assert int(expected.sum()) == k
+        assert torch.equal(mine(loss, matched, min_negatives=k), expected)
+
+
 @pytest.mark.parametrize("C", [2, 8, 15, 16, 17, 21, 81, 200])
 @pytest.mark.parametrize("P", [1, 15, 17, 1031])
 def test_losses_decisions_and_gradients_are_equal(C, P) -> None:
@@ -171,6 +187,24 @@ def test_wild_logits_are_equal(value, column, planes) -> None:
     differing = (code == -3) != expected
     low_high = key[differing].double()
     assert not differing.any() or low_high.max() - low_high.min() <= 1e-5 * low_high.max()
+
+
+@pytest.mark.parametrize("shift", [87.0, -87.0, 200.0, 300.0, -300.0, 1e4, -1e6, 1e30])
+@pytest.mark.parametrize(("C", "every"), [(21, 1), (21, 40), (81, 1), (81, 40)])
+def test_shifted_rows_are_equal(shift, C, every) -> None:
+    """A softmax does not see what is added to a whole row, and few rows are mined of many."""
+    P = 3000
+    logits = torch.randn(1, P, C, generator=seeded(0)) * 2
+    logits[..., 0] += 4
+    logits[:, ::every] += shift
+    deltas = torch.randn(1, P, 4, generator=seeded(1))
+    objects = random_objects(1, seeded(2), counts=(3, 3), classes=C)
+    priors = ssd300()[:P]
+    code = _assert_equal_on_all([deltas], [logits], priors, objects)[3]
+    key = (logits - logits[..., :1]).exp()[..., 1:].sum(2)
+    expected = mine(key, match(priors, *objects[::2]), min_negatives=3)
+    assert expected.any()
+    assert_same_rows(code == -3, expected, key)
 
 
 def test_mixed_levels_of_an_unaligned_buffer() -> None:
