@@ -119,6 +119,11 @@ def make_case(
     return Case(truth, priors, deltas, logits)
 
 
+def without_background(case: Case) -> Case:
+    """The same with logits (B, P, C - 1) whose sigmoids are each class against the background."""
+    return replace(case, logits=case.logits[..., 1:] - case.logits[..., :1])
+
+
 def small_problem(seed: int, images: int = 3) -> SimpleNamespace:
     """500 random priors, a few objects an image near some of them, random predictions.
 

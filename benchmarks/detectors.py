@@ -67,10 +67,48 @@ def of_torchvision(case: Case) -> DetectSystem | None:
         result: list[dict[str, Tensor]] = installed.postprocess(head, anchors, shapes)
         return result
 
-    def rows(images: list[dict[str, Tensor]]) -> list[Tensor]:
-        return [row_tensor(i["boxes"] / IMAGE_SIZE, i["labels"], i["scores"]) for i in images]
+    return DetectSystem("torchvision", detect, _rows_of_torchvision, {"clip": UNIT})
 
-    return DetectSystem("torchvision", detect, rows, {"clip": UNIT})
+
+SIGMOID = {
+    "scores": "sigmoid",
+    "background_index": None,
+    "score_threshold": 0.05,
+    "top_k": 8732,
+    "iou_threshold": 0.5,
+    "max_detections": 300,
+    "clip": UNIT,
+}
+"""What torchvision's RetinaNet does as long as no more than 1000 scores exceed its threshold."""
+
+
+def ssd_fast_sigmoids(case: Case) -> DetectSystem:
+    """Our operator with the settings of torchvision's RetinaNet."""
+
+    def detect(deltas: Tensor, logits: Tensor) -> Any:
+        return ops.detect(deltas, logits, case.priors, **SIGMOID)
+
+    return DetectSystem("ssd_fast", detect, rows_of_detections, SIGMOID)
+
+
+def of_retinanet(case: Case) -> DetectSystem | None:
+    """The code of torchvision's RetinaNet, all anchors one level; None where it is not there."""
+    installed = installed_torchvision()
+    if installed is None:
+        return None
+    anchors = [[case.priors_pixels]] * case.batch
+    shapes = [(IMAGE_SIZE, IMAGE_SIZE)] * case.batch
+
+    def detect(deltas: Tensor, logits: Tensor) -> list[dict[str, Tensor]]:
+        head = {"bbox_regression": [deltas], "cls_logits": [logits]}
+        result: list[dict[str, Tensor]] = installed.postprocess_sigmoids(head, anchors, shapes)
+        return result
+
+    return DetectSystem("torchvision", detect, _rows_of_torchvision, SIGMOID)
+
+
+def _rows_of_torchvision(images: list[dict[str, Tensor]]) -> list[Tensor]:
+    return [row_tensor(i["boxes"] / IMAGE_SIZE, i["labels"], i["scores"]) for i in images]
 
 
 def of_amdegroot(case: Case) -> DetectSystem:
@@ -135,6 +173,7 @@ def of_sgrvinod(case: Case) -> DetectSystem:
 
 TRAINED = (ssd_fast, of_amdegroot, of_torchvision, of_nvidia, of_lufficc, of_sgrvinod)
 FLAT = (ssd_fast, of_amdegroot, of_torchvision)
+SIGMOIDS = (ssd_fast_sigmoids, of_retinanet)
 
 
 def detect_contenders(

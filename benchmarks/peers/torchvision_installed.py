@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The installed torchvision, as far as its SSD runs after the heads: not re-written, called.
 
-The methods of its model run on the few settings they read, without a network around them.
+The methods of its model run on the few settings they read, without a network around them; so does
+RetinaNet's postprocessing, for scores that are sigmoids.
 """
 
 from types import SimpleNamespace
@@ -17,12 +18,13 @@ class NotInstalledError(RuntimeError):
 
 
 def installed_torchvision() -> SimpleNamespace | None:
-    """Functions by name, such as `match`, `compute_loss`, `postprocess`, `decode` and `nms`.
+    """Functions by name: `match`, `compute_loss`, `postprocess`, `postprocess_sigmoids`, `nms`, ...
 
     None where torchvision is not installed or, beside another build of torch, does not load.
     """
     try:
         from torchvision.models.detection import _utils
+        from torchvision.models.detection.retinanet import RetinaNet
         from torchvision.models.detection.ssd import SSD
         from torchvision.ops import batched_nms, box_iou, nms, sigmoid_focal_loss
     except (ImportError, RuntimeError, OSError):  # a CUDA build beside CPU torch: RuntimeError
@@ -34,6 +36,13 @@ def installed_torchvision() -> SimpleNamespace | None:
         topk_candidates=400,
         nms_thresh=0.45,
         detections_per_img=200,
+    )
+    retinanet = SimpleNamespace(
+        box_coder=settings.box_coder,
+        score_thresh=0.05,
+        topk_candidates=1000,
+        nms_thresh=0.5,
+        detections_per_img=300,
     )
     matcher = _utils.SSDMatcher(0.5)
 
@@ -50,6 +59,9 @@ def installed_torchvision() -> SimpleNamespace | None:
         match=match,
         compute_loss=lambda *arguments: SSD.compute_loss(settings, *arguments),
         postprocess=lambda *arguments: SSD.postprocess_detections(settings, *arguments),
+        postprocess_sigmoids=lambda *arguments: RetinaNet.postprocess_detections(
+            retinanet, *arguments
+        ),
         decode=settings.box_coder.decode_single,
         nms=nms,
         batched_nms=batched_nms,

@@ -55,7 +55,7 @@ class SSD(nn.Module):
         sigma: of "soft-gaussian".
         classification: "softmax": scores are a softmax, trained by cross-entropy and hard-negative
             mining. "focal": scores are sigmoids, trained by the focal loss of all priors, and every
-            class starts from a probability of 0.01, as RetinaNet's do. It is an option of the loss.
+            class starts from a probability of 0.01, as RetinaNet's do. None: what `loss` says.
         loss: options of `MultiBoxLoss`, such as `{"min_negatives": 3}`. With the focal loss
             `{"background_index": None}` is for labels from 0 on, without a background class.
         sparse_head_backward: train on the CPU through `ssd_fast.ops.heads_loss`, whose backward
