@@ -60,7 +60,8 @@ class SSD(nn.Module):
             `{"background_index": None}` is for labels from 0 on, without a background class.
         sparse_head_backward: train on the CPU through `ssd_fast.ops.heads_loss`, whose backward
             multiplies only the cells that the loss touches. Heads or a loss that were replaced,
-            hooked or parametrised, and other devices, take the dense backward of PyTorch.
+            hooked or parametrised, other devices and the focal loss, which touches every cell, take
+            the dense backward of PyTorch.
 
     Raises:
         ValueError: no class beside the background, a backbone and `boxes_per_cell` of different

@@ -65,7 +65,8 @@ def focal_loss(
     The class loss is the sum over all rows but ignored ones, and over all C columns, of
     ``-a (1 - p_t)^gamma log(p_t)``: `torchvision.ops.sigmoid_focal_loss` with the target of a
     positive one-hot and that of a background row all zeros, as torchvision's RetinaNet has it.
-    Nothing is mined. Arithmetic is float32 or better whatever the dtype of the inputs.
+    Nothing is mined. Arithmetic is float32 or better whatever the dtype of the inputs. What it
+    trains, ``detect(scores="sigmoid")`` detects, with the same ``background_index``.
 
     Args:
         deltas: (B, P, 4), or one map a level, (B, A * 4, H, W); float32, float16 or bfloat16.

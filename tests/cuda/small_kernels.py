@@ -49,6 +49,7 @@ def postprocess(device: torch.device) -> None:
     ops.encode(boxes, priors, (0.1, 0.2))
     ops.detect(deltas, logits, priors)
     ops.detect(as_maps(deltas, CELLS), as_maps(logits, CELLS), priors, clip=(0, 0, 1, 1))
+    ops.detect(deltas, logits, priors, scores="sigmoid", background_index=None)
     many = [x.repeat(1, 20, 1) for x in (deltas, logits)]  # more candidates than are listed
     ops.detect(*many, priors.repeat(20, 1))
 

@@ -154,6 +154,22 @@ def test_detect(gpu, make_batch, needs_kernel, B, C, nms):
     assert_same_detections(on_cpu, expected, logits.double().softmax(2), boxes, nms=nms)
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_detect_sigmoids(gpu, make_batch, needs_kernel, flat):
+    """Each class against the background, without a column of its own; flat as RetinaNet starts."""
+    needs_kernel("detect")
+    deltas, logits, priors, *_ = _flat_heads(torch.float32) if flat else make_batch(2, 21)
+    logits = logits - 4.6 if flat else logits[..., 1:] - logits[..., :1]
+    options = {"scores": "sigmoid", "background_index": None}
+    found = ops.detect(*to(gpu, deltas, logits, priors), **options)
+    expected = ops.detect(deltas, logits, priors, **options)
+    boxes = decode_boxes(deltas.double(), priors.double(), (0.1, 0.2))
+    on_cpu = type(found)(*(x.cpu() for x in found))
+    assert_same_detections(
+        on_cpu, expected, logits.double().sigmoid(), boxes, background_index=None
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_detect_flat_scores(gpu, needs_kernel, dtype):
     """More candidates than a list holds; in bfloat16 with many equal scores."""
