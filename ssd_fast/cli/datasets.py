@@ -79,14 +79,15 @@ def find_folders(data: str | Sequence[str]) -> Folders | None:
         return None
     if not any(parts):
         raise ValueError(f"--data is missing: {_FORMS}")
-    kind, _, rest = parts[0].partition(":")
-    layout: Literal["voc", "coco"] | None = "voc" if kind == "voc" else None
-    layout = "coco" if kind == "coco" else layout
-    if layout is not None:
-        parts[0] = rest
+    layout: Literal["voc", "coco"] | None = None
+    if parts[0].startswith("voc:"):
+        layout, parts[0] = "voc", parts[0].removeprefix("voc:")
+    elif parts[0].startswith("coco:"):
+        layout, parts[0] = "coco", parts[0].removeprefix("coco:")
     roots = tuple(folder for part in parts for folder in _split(part))
     if not roots:
-        raise ValueError(f"--data: expected a folder after {kind}:, got {data!r}")
+        after = f" after {layout}:" if layout else ""
+        raise ValueError(f"--data: expected a folder{after}, got {data!r}")
     missing = next((root for root in roots if not root.is_dir()), None)
     if missing is not None:
         raise ValueError(f"--data: {missing}: there is no such folder; expected {_FORMS}")

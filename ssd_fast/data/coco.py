@@ -66,7 +66,8 @@ class COCODataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     annotated one.
 
     **Sets.** A file about the whole folder is split: "val" and "test" are every fifth image, sorted
-    by name; "train" is the rest; "trainval" and "all" are every image.
+    by name, or the last of fewer than five; "train" is the rest; "trainval" and "all" are every
+    image.
 
     Args:
         root: the folder.

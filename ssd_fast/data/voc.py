@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssd_fast.data.classes import check_class_names
-from ssd_fast.data.images import check_image, read_image
+from ssd_fast.data.images import check_image, other_size, read_image
 from ssd_fast.data.problems import BrokenSample, EmptyDatasetError, Problem, summary
 from ssd_fast.data.voc_annotation import Annotation
 from ssd_fast.data.voc_folder import VOCFolder, find_voc_folders
@@ -45,13 +45,14 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     numbers, amdegroot and sgrvinod subtract 1 from all four. Boxes are then clipped to the image.
 
     **Broken input** is left out and told: `problems` lists each fault by file and object. A file
-    that is missing, does not parse or does not decode costs the image; an object whose box has
-    `xmax <= xmin` or `ymax <= ymin`, lies outside the image or is no number, and an object of a
-    class not in `class_names`, costs the object. An image without objects left stays in.
+    that is missing, does not parse or does not decode, or an image of another size than annotated,
+    costs the image; an object whose box has `xmax <= xmin` or `ymax <= ymin`, lies outside the
+    image or is no number, and an object of a class not in `class_names`, costs the object. An image
+    without objects left stays in.
 
     **Sets.** Without a folder `ImageSets/Main`, the images sorted by name are split: "val" and
-    "test" are every fifth, starting with the fifth; "train" is the rest. "trainval" and "all" are
-    every image, "all" in any folder.
+    "test" are every fifth, starting with the fifth, or the last of fewer; "train" is the rest.
+    "trainval" and "all" are every image, "all" in any folder.
 
     Args:
         root: the folder that holds Annotations and JPEGImages, such as VOCdevkit/VOC2007; or
@@ -192,7 +193,10 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         except BrokenSample as error:
             problems.append(Problem(path, None, error.reason))
             return None
-        upright = turned == annotation.size or stored != annotation.size
+        if annotation.size not in (None, stored, turned):
+            problems.append(Problem(path, None, other_size(turned, annotation.size)))
+            return None
+        upright = annotation.size in (None, turned)
         width, height = turned if upright else stored
         xml = folder.annotation_path(name)
         boxes, labels, difficult = [], [], []

@@ -52,6 +52,15 @@ def test_one_argument_opens_every_kind(coco: Path, voc: Path) -> None:
         assert len(problems) == 1
 
 
+def test_a_folder_may_have_the_name_of_a_layout(
+    coco: Path, voc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (coco.parent / "voc").symlink_to(voc)
+    monkeypatch.chdir(coco.parent)
+    assert find_folders("coco") == find_folders("coco:coco") == Folders("coco", (Path("coco"),))
+    assert find_folders("voc") == find_folders("voc:voc") == Folders("voc", (Path("voc"),))
+
+
 def test_what_becomes_of_difficult_objects(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "voc", {"train": 1})
     file = root / "Annotations" / "scene0.xml"

@@ -275,6 +275,20 @@ def test_without_sets_every_fifth_image_is_held_out(folder: VOCFolder) -> None:
         VOCDataset(folder.root, "x")
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_few_images_are_split_as_well(folder: VOCFolder, count: int) -> None:
+    shutil.rmtree(folder.root / "ImageSets")
+    for i in range(count):
+        folder.image(f"{i}.jpg")
+        folder.xml(f"{i}", [("cat", (1, 1, 9, 9))])
+    train, val, test = (
+        [path.stem for path in VOCDataset(folder.root, name).paths]
+        for name in ("train", "val", "test")
+    )
+    assert val == test == [str(count - 1)]
+    assert train == ([str(i) for i in range(count - 1)] or val)
+
+
 def test_images_are_found_by_name_then_by_filename(folder: VOCFolder) -> None:
     folder.image("a.PNG")
     folder.image("renamed.jpeg", colour="blue")
@@ -314,6 +328,14 @@ def test_exif_orientation_follows_the_annotated_size(folder: VOCFolder) -> None:
         image, target = dataset[i]
         assert image.shape == (3, height, width)
         assert target["boxes"].tolist() == [[0, 0, width, height]]
+
+
+def test_an_image_of_another_size_than_annotated_is_left_out(good: VOCFolder) -> None:
+    path = good.image("a.jpg", size=(30, 20))  # made smaller, with the boxes of before
+    dataset = VOCDataset(good.root)
+    assert [image.name for image in dataset.paths] == ["b.jpg"]
+    fault = "the image is 30 x 20 pixels, its annotation says 60 x 40"
+    assert [(problem.file, problem.message) for problem in dataset.problems] == [(path, fault)]
 
 
 @pytest.mark.parametrize(
