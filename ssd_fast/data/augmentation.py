@@ -171,12 +171,16 @@ def _snap(window: Window, width: int, height: int, size: int) -> _Patch:
 
 
 def _snap_axis(low: float, high: float, length: int, size: int) -> tuple[int, int, int, int]:
-    """Source (first, last) and place (first, last) on one axis, at least one pixel each."""
+    """Source (first, last) and place (first, last) on one axis, at least one pixel each.
+
+    Where the window ends inside the image, the place ends with the result: rounding leaves no line
+    of the canvas there.
+    """
     start = min(max(round(low), 0), length - 1)
     stop = max(min(round(high), length), start + 1)
     scale = size / (high - low)
-    first = min(max(round((start - low) * scale), 0), size - 1)
-    last = max(min(round((stop - low) * scale), size), first + 1)
+    first = min(round(max(-low, 0.0) * scale), size - 1)
+    last = max(round((min(high, length) - low) * scale), first + 1)
     return start, stop, first, last
 
 

@@ -53,6 +53,15 @@ def test_boxes_follow_the_pixels(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
+def test_a_crop_inside_the_image_shows_nothing_else(recipe: Recipe) -> None:
+    image = torch.full((3, 30, 40), 255, dtype=torch.uint8)
+    target = {"boxes": torch.tensor([[5.0, 5, 30, 25]])}
+    augmentation = Augmentation(300, recipe=recipe, zoom_out=0.0, colour=0.0)
+    for seed in range(30):
+        assert (augmentation(image, target, seeded(seed))[0] == 255).all()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_the_columns_of_kept_objects_stay_together(recipe: Recipe) -> None:
     image, target = scene()
     kept = set()
