@@ -7,6 +7,7 @@ All take the descriptions that `describe` makes, and give the same bytes for the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -16,6 +17,8 @@ from xml.etree import ElementTree  # only written here: nothing of a stranger is
 __all__ = ["COCOIds", "coco_images", "coco_results", "json_document", "json_lines", "voc_xml"]
 
 _Described = dict[str, Any]
+# What is no character of XML 1.0 (its section 2.2), and carriage returns, which readers change.
+_NOT_XML = re.compile("[^\t\n -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def json_document(described: Sequence[_Described], **head: object) -> str:
@@ -207,8 +210,7 @@ def voc_xml(image: _Described) -> str:
 def _add(element: ElementTree.Element, **children: object) -> None:
     """Adds a text each. What XML cannot hold, as control characters in file names, becomes "?"."""
     for tag, value in children.items():
-        text = "".join(c if c.isprintable() else "?" for c in str(value))
-        ElementTree.SubElement(element, tag).text = text
+        ElementTree.SubElement(element, tag).text = _NOT_XML.sub("?", str(value))
 
 
 def _pixels(low: float, high: float, size: int) -> tuple[int, int]:

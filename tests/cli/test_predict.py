@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -205,6 +206,21 @@ def test_voc_annotations_are_read_as_they_were_found(tmp_path: Path):
     assert dataset.problems == ()
     assert dataset.class_names == ("a & b", "c")
     assert dataset[0][1]["boxes"].tolist() == [[0, 0, 10, 21], [98, 78, 100, 80]]
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("a\u200cb", "a\u200cb"),  # the joiners of Persian and of Hindi are letters of a name
+        ("a\xa0\u3000b", "a\xa0\u3000b"),
+        ("two\n\tlines", "two\n\tlines"),
+        ("a\x01b\r\ud800", "a?b??"),
+    ],
+)
+def test_voc_annotations_keep_what_xml_can_hold(name: str, read: str):
+    detection = DESCRIBED["detections"][0] | {"class": name}
+    text = voc_xml(DESCRIBED | {"detections": [detection]}).encode()
+    assert ElementTree.fromstring(text).findtext("object/name") == read
 
 
 def test_coco_results_are_read_by_pycocotools():
