@@ -17,14 +17,15 @@ __all__ = ["plain", "plot_training"]
 
 _INK = "#181c22"
 _GRID = "#e6e8eb"
-_BOX, _CLASS = "#0072b2", "#d55e00"
+_BOX, _CLASS, _AP = "#0072b2", "#d55e00", "#007a5e"
 
 
 def plot_training(rows: Sequence[dict[str, Any]], evaluation: Evaluation) -> bytes:
     """Draws the losses of a run on the left and precision over recall on the right.
 
     Args:
-        rows: of the run's log, with "step", "box_loss" and "class_loss".
+        rows: of the run's log, with "step" and "box_loss" and "class_loss", or "map_50" where the
+            run was validated on the way: drawn over the losses, from two of them on.
         evaluation: of the finished model.
 
     Returns:
@@ -38,6 +39,7 @@ def plot_training(rows: Sequence[dict[str, Any]], evaluation: Evaluation) -> byt
     canvas = FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     _plot_losses(left, [row for row in rows if row.get("box_loss") is not None])
+    _plot_validations(left, [row for row in rows if row.get("map_50") is not None])
     _plot_curves(right, evaluation)
     buffer = io.BytesIO()
     canvas.print_png(buffer)  # type: ignore[no-untyped-call]
@@ -58,7 +60,7 @@ def plain(text: str) -> str:
 
 def _plot_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """Both losses, each step faint and the mean of its neighbours strong."""
-    steps = [row["step"] for row in rows]
+    steps, tops = [row["step"] for row in rows], []
     for key, name, colour in (
         ("class_loss", "classification", _CLASS),
         ("box_loss", "box regression", _BOX),
@@ -66,11 +68,27 @@ def _plot_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:
         values = [float(row[key]) for row in rows]
         axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
         axes.plot(steps, _smooth(values), color=colour, linewidth=2.0, label=name)
-    axes.set_ylim(bottom=0.0)
+        tops.append(sorted(values)[int(0.995 * len(values))] if values else 0.0)
+    # A few steps that leap out would press all others flat.
+    axes.set_ylim(0.0, 1.1 * max(tops) or 1.0)
     axes.set_title("Training loss", loc="left", fontweight="bold")
     axes.set_xlabel("step")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center right")
     _dress(axes)
+
+
+def _plot_validations(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """The average precision of the validations on the way, on an axis of its own at the right."""
+    if len(rows) < 2:
+        return
+    right = axes.twinx()
+    steps, values = [row["step"] for row in rows], [float(row["map_50"]) for row in rows]
+    right.plot(steps, values, color=_AP, linewidth=2.0, marker="o", markersize=4)
+    right.set_ylim(0.0, 1.02)
+    right.set_ylabel("validation mAP@0.5", color=_AP)
+    right.tick_params(axis="y", colors=_AP)
+    right.spines[["top", "left", "right"]].set_visible(False)
+    axes.set_title("Training loss and validation", loc="left", fontweight="bold")
 
 
 def _plot_curves(axes: Axes, evaluation: Evaluation) -> None:

@@ -33,6 +33,15 @@ def test_a_run_is_drawn(steps: int, objects: int):
     assert len(picture.convert("L").getcolors(1 << 20)) > 10
 
 
+def test_validations_on_the_way_are_drawn():
+    """From the second on: one is a point, which the other half of the picture holds anyway."""
+    rows = [{"step": i, "box_loss": 1.0, "class_loss": 2.0} for i in range(10)]
+    once = [*rows, {"step": 4, "map_50": 0.5}]
+    result = evaluation(4)
+    assert plot_training(once, result) == plot_training(rows, result)
+    assert plot_training([*once, {"step": 8, "map_50": 0.7}], result) != plot_training(rows, result)
+
+
 @pytest.mark.parametrize("name", [r"$5 \foo$", "$5 $6", r"a \$5 \foo$"])
 def test_a_name_is_no_formula(name: str):
     from matplotlib.cbook import is_math_text
