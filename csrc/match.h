@@ -220,13 +220,16 @@ class Matcher {
     return best;
   }
 
-  // Repeats `best_prior` with ever lower demands until nothing unseen can be better.
+  // Repeats `best_prior` with lower demands until nothing unseen can be better: what was found
+  // among the more likely priors is nearly the best, so once anything was found, the next time is
+  // the last.
   template <typename Scan>
-  Claim search(const Box& box, float box_area, float least_iou, const Scan& scan) const {
+  Claim search(const Box& box, float box_area, float least_iou, float found,
+               const Scan& scan) const {
     constexpr float kTiny = 1e-4f;
-    Claim best;
+    Claim best{found, -1};
     do {
-      least_iou = least_iou > kTiny ? least_iou / 4 : 0;
+      least_iou = best.iou > 0 ? best.iou : (least_iou > kTiny ? least_iou / 4 : 0);
       best = best_prior(box, box_area, least_iou, scan);
     } while (best.iou < least_iou);
     return best;
@@ -262,7 +265,7 @@ class Matcher {
     }
     const Claim best = best_prior(box, box_area, least, scan);
     if (options_.assign == Assign::kNone || best.iou >= least) return best;
-    return search(box, box_area, least, [&](int64_t, int64_t, const Boxes& priors) {
+    return search(box, box_area, least, best.iou, [&](int64_t, int64_t, const Boxes& priors) {
       return iou_with(priors, box, box_area);
     });
   }
@@ -324,14 +327,15 @@ class Matcher {
 
   Claim best_free_prior(const Box& box, float at_most) const {
     const float box_area = ssd_fast::area(box);
-    return search(box, box_area, 4 * at_most, [&](int64_t block, int64_t v, const Boxes& priors) {
-      Floats iou = iou_with(priors, box, box_area);
-      for (uint32_t taken = taken_[block] >> v; taken != 0; taken &= taken - 1) {
-        const int lane = __builtin_ctz(taken);
-        if (lane < kLanes) iou[lane] = 0;
-      }
-      return iou;
-    });
+    return search(box, box_area, 4 * at_most, 0,
+                  [&](int64_t block, int64_t v, const Boxes& priors) {
+                    Floats iou = iou_with(priors, box, box_area);
+                    for (uint32_t taken = taken_[block] >> v; taken != 0; taken &= taken - 1) {
+                      const int lane = __builtin_ctz(taken);
+                      if (lane < kLanes) iou[lane] = 0;
+                    }
+                    return iou;
+                  });
   }
 
   const PriorBlocks* priors_ = nullptr;

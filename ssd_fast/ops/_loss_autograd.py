@@ -35,10 +35,10 @@ def differentiable_once(backward: Backward) -> Backward:
 
     @functools.wraps(backward)
     def refusing(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return once(ctx, *incoming)
-        if torch._C._are_functorch_transforms_active():
-            return once(ctx, *incoming)
+        if not torch.is_grad_enabled():  # nobody can ask for more: no need to switch it off again
+            return backward(ctx, *incoming)
         with torch.no_grad():
             gradients = backward(ctx, *incoming)
         message = b"trying to differentiate twice a loss of ssd_fast, which has one derivative"
@@ -52,7 +52,11 @@ def differentiable_once(backward: Backward) -> Backward:
 
 def is_plain(tensors: Sequence[Any]) -> bool:
     """Whether all are tensors in the memory of the CPU, none of a class of its own, or None."""
-    return all(x is None or (type(x) is Tensor and x.is_cpu) for x in tensors)
+    # A loop, for it runs at every call, and a generator takes twice as long.
+    for x in tensors:  # noqa: SIM110
+        if x is not None and (type(x) is not Tensor or not x.is_cpu):
+            return False
+    return True
 
 
 def traced_loss(
@@ -99,7 +103,11 @@ def eager_loss(
 
 
 def _need_gradient(deltas: list[Tensor], logits: list[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in (*deltas, *logits))
+    if torch.is_grad_enabled():
+        for x in (*deltas, *logits):  # a loop, see `is_plain`
+            if x.requires_grad:
+                return True
+    return False
 
 
 class TracedLoss(torch.autograd.Function):
