@@ -141,6 +141,9 @@ class Matcher {
     options_ = options;
     best_iou_ = best_iou;
     touched_.assign(static_cast<size_t>(priors.blocks()), 0);
+    touched_blocks_.resize(static_cast<size_t>(priors.blocks() + 1));
+    found_.resize(static_cast<size_t>(priors.padded() + kLanes));
+    touched_count_ = 0;
   }
 
   // Writes the object of each prior to `matched` (P,). `is_candidate(n)` says whether object n of
@@ -161,11 +164,12 @@ class Matcher {
       }
     }
     int64_t positives = 0;
-    for (const int64_t block : touched_blocks_) {
+    for (int64_t i = 0; i < touched_count_; ++i) {
+      const int64_t block = touched_blocks_[i];
       positives += apply_thresholds(block, P - block * kBlock, objects_of(block));
       touched_[block] = 0;
     }
-    touched_blocks_.clear();
+    touched_count_ = 0;
     if (whole < P) std::copy(last_objects_, last_objects_ + (P - whole), matched + whole);
     std::fill(last_objects_, last_objects_ + kBlock, kBackground);
     if (options_.assign == Assign::kLast) {
@@ -177,39 +181,46 @@ class Matcher {
   }
 
  private:
-  // Calls visit(block) for every block, in order, that may hold a prior of at least this IoU.
-  template <typename Visit>
-  void visit_blocks(const Box& box, float box_area, float least_iou, const Visit& visit) const {
+  // Lists the blocks, in order, that may hold a prior of at least this IoU; returns how many. A
+  // list, and no branch that depends on a bound: there are about as many of them as misses would
+  // be.
+  int64_t list_blocks(const Box& box, float box_area, float least_iou) {
     // The slack outweighs the rounding of a product where the IoU has a quotient.
     const float floor = least_iou < 1e-30f ? 0.0f : least_iou * (1 - 1e-6f);
+    const Floats x1 = splat(box.x1), y1 = splat(box.y1), x2 = splat(box.x2), y2 = splat(box.y2);
+    int32_t* found = found_.data();
+    int64_t count = 0;
+    Ints block = lane_numbers();
     for (int64_t first = 0; first < priors_->padded(); first += kLanes) {
       const auto bound = [&](int64_t which) { return load(priors_->bound(which) + first); };
-      const Floats width = min(bound(2), splat(box.x2)) - max(bound(0), splat(box.x1));
-      const Floats height = min(bound(3), splat(box.y2)) - max(bound(1), splat(box.y1));
+      const Floats width = min(bound(2), x2) - max(bound(0), x1);
+      const Floats height = min(bound(3), y2) - max(bound(1), y1);
       const Floats inter = min(min(width * height, splat(box_area)), bound(5));
       const Floats sum = bound(4) + box_area - inter;
       const Ints may = (width > 0.0f) & (height > 0.0f) & ~(inter < sum * floor);
-      for (uint32_t lanes = lanes_of(may); lanes != 0; lanes &= lanes - 1) {
-        visit(first + __builtin_ctz(lanes));
-      }
+      count += compress(may, block, found + count);
+      block += static_cast<int32_t>(kLanes);
     }
+    return count;
   }
 
   // The best of the blocks that may reach `least_iou`; `scan(block, v, priors)` gives the IoU of
-  // the v-th vector of a block. Looks on among worse priors until the best is known.
+  // the v-th vector of a block.
   template <typename Scan>
-  Claim best_prior(const Box& box, float box_area, float least_iou, const Scan& scan) const {
+  Claim best_prior(const Box& box, float box_area, float least_iou, const Scan& scan) {
     Floats best_iou{};
     Ints best_prior{};
     const Ints numbers = lane_numbers();
-    visit_blocks(box, box_area, least_iou, [&](int64_t block) {
+    const int64_t count = list_blocks(box, box_area, least_iou);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t block = found_[i];
       for (int64_t v = 0; v < kBlock; v += kLanes) {
         const Floats iou = scan(block, v, load_boxes(priors_->boxes(block) + 4 * v));
         const Ints better = iou > best_iou;
         best_iou = better ? iou : best_iou;
         best_prior = better ? numbers + static_cast<int32_t>(block * kBlock + v) : best_prior;
       }
-    });
+    }
     Claim best;
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       if (best_iou[lane] > best.iou ||
@@ -224,8 +235,7 @@ class Matcher {
   // among the more likely priors is nearly the best, so once anything was found, the next time is
   // the last.
   template <typename Scan>
-  Claim search(const Box& box, float box_area, float least_iou, float found,
-               const Scan& scan) const {
+  Claim search(const Box& box, float box_area, float least_iou, float found, const Scan& scan) {
     constexpr float kTiny = 1e-4f;
     Claim best{found, -1};
     do {
@@ -240,16 +250,13 @@ class Matcher {
   Claim offer(const Box& box, int32_t n, const ObjectsOf& objects_of) {
     const float box_area = ssd_fast::area(box);
     const float least = options_.least();
+    Ints known{};
     const auto scan = [&](int64_t block, int64_t v, const Boxes& priors) {
-      if (!touched_[block]) {
-        touched_[block] = 1;
-        touched_blocks_.push_back(block);
-        std::fill_n(best_iou_ + block * kBlock, kBlock, -1.0f);
-      }
+      if (v == 0) known = touch(block);
       float* best_at = best_iou_ + block * kBlock + v;
       int32_t* object_at = objects_of(block) + v;
       const Floats iou = iou_with(priors, box, box_area);
-      const Floats best = load(best_at);
+      const Floats best = known ? load(best_at) : splat(-1.0f);
       const Ints better = iou > best;  // strict: the first of equal objects stays
       store(best_at, better ? iou : best);
       store(object_at, better ? splat(n) : load(object_at));
@@ -268,6 +275,16 @@ class Matcher {
     return search(box, box_area, least, best.iou, [&](int64_t, int64_t, const Boxes& priors) {
       return iou_with(priors, box, box_area);
     });
+  }
+
+  // Lists a block for the thresholds; returns whether it was, in all lanes. Without a branch: which
+  // blocks objects share is hard to predict.
+  Ints touch(int64_t block) {
+    const int32_t known = touched_[block];
+    touched_blocks_[touched_count_] = static_cast<int32_t>(block);
+    touched_count_ += 1 - known;
+    touched_[block] = 1;
+    return splat(-known);
   }
 
   // Turns the best objects of a block into matches; returns the number of positives. From `priors`
@@ -325,7 +342,7 @@ class Matcher {
     return a.iou > b.iou || (a.iou == b.iou && a.prior < b.prior);
   }
 
-  Claim best_free_prior(const Box& box, float at_most) const {
+  Claim best_free_prior(const Box& box, float at_most) {
     const float box_area = ssd_fast::area(box);
     return search(box, box_area, 4 * at_most, 0,
                   [&](int64_t block, int64_t v, const Boxes& priors) {
@@ -343,7 +360,9 @@ class Matcher {
   float* best_iou_ = nullptr;  // of the touched blocks
   int32_t last_objects_[kBlock] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
   std::vector<uint8_t> touched_;
-  std::vector<int64_t> touched_blocks_;
+  std::vector<int32_t> touched_blocks_;
+  int64_t touched_count_ = 0;
+  std::vector<int32_t> found_;
   std::vector<uint32_t> taken_;  // of each block, a bit a prior
   std::vector<Claim> claims_;
 };
