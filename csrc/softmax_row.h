@@ -31,6 +31,17 @@ struct ClassOptions {
 
 namespace ssd_fast::SSD_FAST_ISA {
 
+// Writes the first `count` numbers, at least one, of `values` to `to`.
+inline void store_first(float* to, Floats values, int64_t count) {
+  if (count >= kLanes) return store(to, values);
+#if defined(__AVX512F__)
+  const auto lanes = static_cast<__mmask16>((1u << count) - 1);
+  _mm512_mask_storeu_ps(to, lanes, reinterpret_cast<__m512>(values));
+#else
+  for (int64_t i = 0; i < count; ++i) to[i] = values[i];
+#endif
+}
+
 // Exponentials of one row relative to its target: ratios[c] = exp(x_c - x_target - shift), 0 for
 // the target itself. The shift is 0 as long as nothing comes near overflow: small losses keep
 // their digits. Sixteen partial sums, added as halves upon halves, make results equal everywhere.
@@ -44,31 +55,12 @@ class SoftmaxRow {
 
   template <typename T>
   void load_logits(const T* logits, int64_t channel_stride, int64_t target) {
-    constexpr float kLarge = 40.0f;
     if (channel_stride != 1) {
       load_row(logits, channel_stride, classes_, row_.data());
-      read(row_.data(), target);
+      load_contiguous(row_.data(), target);
     } else {
-      read(logits, target);
+      load_contiguous(logits, target);
     }
-    const float largest = fold_lanes(greatest_, [](Floats a, Floats b) { return max(a, b); });
-    shift_ = largest > kLarge ? largest : 0;
-    Floats partial[kPartial / kLanes] = {};
-    for (size_t c = 0; c < ratios_.size(); c += kPartial) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kPartial / kLanes; ++i) {
-        float* at = &ratios_[c + i * kLanes];
-        const Floats ratio = exp(load(at) - static_cast<float>(shift_));
-        store(at, ratio);
-        partial[i] += ratio;
-      }
-    }
-#pragma GCC unroll 2
-    for (int n = kPartial / kLanes / 2; n > 0; n /= 2) {
-#pragma GCC unroll 2
-      for (int i = 0; i < n; ++i) partial[i] += partial[i + n];
-    }
-    others_ = fold_lanes(partial[0], [](Floats a, Floats b) { return a + b; });
   }
 
   double cross_entropy() const {
@@ -117,8 +109,10 @@ class SoftmaxRow {
     const float multiplier = static_cast<float>(factor);
     int64_t c = 0;
     if constexpr (std::is_same_v<T, float>) {
-      const int64_t whole = channel_stride == 1 ? classes_ / kLanes * kLanes : 0;
-      for (; c < whole; c += kLanes) store(gradient + c, load(&ratios_[c]) * multiplier);
+      const int64_t end = channel_stride == 1 ? classes_ : 0;
+      for (; c < end; c += kLanes) {
+        store_first(gradient + c, load(&ratios_[c]) * multiplier, classes_ - c);
+      }
     }
     for (; c < classes_; ++c) gradient[c * channel_stride] = from_float<T>(ratios_[c] * multiplier);
     gradient[target * channel_stride] = from_float<T>(static_cast<float>(-others_ * factor));
@@ -127,27 +121,53 @@ class SoftmaxRow {
  private:
   static constexpr int64_t kPartial = 16;
 
-  // Differences of contiguous logits to the target's, and the greatest in each lane, at least 0.
   template <typename T>
-  void read(const T* logits, int64_t target) {
+  void load_contiguous(const T* logits, int64_t target) {
+    constexpr float kLarge = 40.0f;
+    shift_ = 0;
+    const Floats greatest = take_ratios(logits, target);
+    if (!any_above(greatest, splat(kLarge))) return;
+    shift_ = fold_lanes(greatest, [](Floats a, Floats b) { return max(a, b); });
+    take_ratios(logits, target);
+  }
+
+  // Fills in the ratios and their sum; returns the greatest difference to the target's logit in
+  // each lane, at least 0.
+  template <typename T>
+  Floats take_ratios(const T* logits, int64_t target) {
     constexpr float kNothing = -std::numeric_limits<float>::infinity();
     const float reference = to_float(logits[target]);
+    const float shift = static_cast<float>(shift_);
     Ints c = lane_numbers();
-    greatest_ = Floats{};
-    for (size_t i = 0; i < ratios_.size(); i += kLanes, c += static_cast<int32_t>(kLanes)) {
-      const Floats logit = load_first(logits + i, classes_ - static_cast<int64_t>(i));
-      // An infinite or NaN reference must not bring the target in.
-      const Ints other = (c < static_cast<int32_t>(classes_)) & (c != static_cast<int32_t>(target));
-      const Floats difference = other ? logit - reference : splat(kNothing);
-      store(&ratios_[i], difference);
-      greatest_ = max(difference, greatest_);  // in this order a NaN is passed over
+    Floats greatest{};
+    Floats partial[kPartial / kLanes] = {};
+    for (size_t begin = 0; begin < ratios_.size(); begin += kPartial) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kPartial / kLanes; ++i, c += static_cast<int32_t>(kLanes)) {
+        const int64_t at = static_cast<int64_t>(begin) + i * kLanes;
+        const Floats logit = load_first(logits + at, classes_ - at);
+        // An infinite or NaN reference must not bring the target in.
+        const Ints other =
+            (c < static_cast<int32_t>(classes_)) & (c != static_cast<int32_t>(target));
+        const Floats difference = other ? logit - reference : splat(kNothing);
+        greatest = max(difference, greatest);  // in this order a NaN is passed over
+        const Floats ratio = exp(difference - shift);
+        store(&ratios_[at], ratio);
+        partial[i] += ratio;
+      }
     }
+#pragma GCC unroll 2
+    for (int n = kPartial / kLanes / 2; n > 0; n /= 2) {
+#pragma GCC unroll 2
+      for (int i = 0; i < n; ++i) partial[i] += partial[i + n];
+    }
+    others_ = fold_lanes(partial[0], [](Floats a, Floats b) { return a + b; });
+    return greatest;
   }
 
   int64_t classes_ = 0;
   std::vector<float> row_;     // a row that lay scattered
   std::vector<float> ratios_;  // (C,) in whole groups of kPartial
-  Floats greatest_;
   double shift_ = 0;
   double others_ = 0;
 };
