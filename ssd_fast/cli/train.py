@@ -62,13 +62,14 @@ class Train:
     gamma: float = 0.1
     """What multistep multiplies it by."""
     warmup: int = 100
-    """Steps of warm-up."""
+    """Steps of warm-up, at most a quarter of the run."""
     weight_decay: float = 5e-4
     """Of convolution weights; biases and norms do not decay."""
     clip_norm: float = 10.0
     """Limit of the gradient's norm; inf for none."""
     average: float = 0.99
-    """Decay of the moving average of the weights, which is evaluated and saved; 0 for none."""
+    """Decay of the moving average of the weights, which is evaluated and saved; 0 for none. Less in
+    a run of under 400 steps."""
     augment: Literal["ssd", "torchvision", "flip", "none"] = "ssd"
     """ssd is the paper's: zoom-out, crop, mirror and colour, by Caffe's numbers; torchvision is the
     same by torchvision's."""

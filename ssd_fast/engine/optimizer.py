@@ -56,12 +56,11 @@ def learning_rate_factor(step: int, options: TrainingOptions) -> float:
     Returns:
         A number in (0, 1].
     """
+    warmup = min(options.warmup, options.steps // 4)  # or a short run would never see its peak
     if options.schedule == "cosine":
-        return cosine_schedule(step, steps=options.steps, warmup=options.warmup)
+        return cosine_schedule(step, steps=options.steps, warmup=warmup)
     milestones = [share * options.steps for share in options.milestones]
-    return multistep_schedule(
-        step, milestones=milestones, gamma=options.gamma, warmup=options.warmup
-    )
+    return multistep_schedule(step, milestones=milestones, gamma=options.gamma, warmup=warmup)
 
 
 def cosine_schedule(step: int, *, steps: int, warmup: int) -> float:

@@ -23,11 +23,12 @@ class TrainingOptions:
         schedule: after the warm-up, "cosine" down to zero or "multistep".
         milestones: where "multistep" lowers the learning rate, as shares of the run.
         gamma: what it is multiplied by there.
-        warmup: steps of linear rise.
+        warmup: steps of linear rise, at most a quarter of the run.
         weight_decay: of convolution weights.
         clip_norm: limit of the gradient's norm; inf for none.
         average: decay of the moving average of the weights, which is what is evaluated and saved;
-            0 takes the weights as they are.
+            0 takes the weights as they are. At most 1 - 4 / steps, so that at the end of a short
+            run its first weights count for no more than exp(-4), 2 %.
         freeze: stages of the backbone, from the image on, that keep their weights.
         augment: "ssd" for the paper's zoom-out, crop, mirror and colour by Caffe's numbers,
             "torchvision" for the same by torchvision's, "flip" to mirror half of the images, or

@@ -124,8 +124,9 @@ class Trainer:
         # float16 gradients vanish without a scale; for the other dtypes this does nothing.
         half = precision.dtype == torch.float16
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        decay = max(min(options.average, 1 - 4 / options.steps), 0.0)
         self._average = AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(options.average), use_buffers=True
+            model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True
         )
         # After the copy, which is saved and need not know how many processes trained it.
         _count_together(model, self.world)

@@ -40,6 +40,15 @@ def test_without_warmup_the_first_step_is_at_the_peak():
     assert multistep_schedule(0, milestones=(), gamma=0.1, warmup=0) == 1.0
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "multistep"])
+@pytest.mark.parametrize("steps", [1, 3, 38, 4000])
+def test_a_run_reaches_its_peak_however_short(schedule: str, steps: int):
+    options = TrainingOptions(steps=steps, schedule=schedule, warmup=1000)
+    factors = [learning_rate_factor(step, options) for step in range(steps)]
+    assert factors.index(1.0) == steps // 4
+    assert max(factors) == 1.0
+
+
 def test_only_weights_decay(small_detector: Callable[[], SSD]):
     optimizer = make_optimizer(small_detector(), learning_rate=1.0, weight_decay=0.1)
     decayed, kept = optimizer.param_groups

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssd_fast.data import ShapesDataset
 from ssd_fast.engine.batches import batches
@@ -139,6 +139,20 @@ def test_options_out_of_range_are_named(name: str, value: object):
 def test_batch_norm_and_one_image_are_refused(trainer: Callable[..., Trainer]):
     with pytest.raises(ValueError, match="batch_size: batch norm cannot learn from one image"):
         trainer(batch_size=1)
+
+
+@pytest.mark.parametrize(("steps", "decay"), [(2, 0.0), (8, 0.5), (8000, 0.99)])
+def test_the_average_forgets_the_start_of_a_short_run(
+    trainer: Callable[..., Trainer], steps: int, decay: float
+):
+    run = trainer(steps=steps)
+    expected: Tensor | None = None
+    for report in run.run():
+        now = next(run.model.parameters()).detach()
+        expected = now.clone() if expected is None else expected.lerp(now, 1 - decay)
+        if report.step == 8:
+            break
+    torch.testing.assert_close(next(run.averaged_model.parameters()), expected)
 
 
 def test_broken_boxes_are_counted(small_detector: Callable[[], SSD]):
