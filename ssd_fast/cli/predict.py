@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ __all__ = ["Predict"]
 
 _FORMATS = ("json", "jsonl", "coco", "voc", "pictures")
 _THRESHOLD = 0.5  # without a report that has chosen one
+_LONGEST_NAME = 200  # bytes of an image's name: files have 255, and what is added needs some
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,10 @@ class _Writer:
         write_file(self.folder / name, text.encode())
 
     def _name(self, stem: str) -> str:
-        """The stem, or with a number if images of several folders share it."""
+        """The stem, or with a number if images of several folders share it; cut if it is long."""
+        whole = os.fsencode(stem)
+        if len(whole) > _LONGEST_NAME:
+            stem = whole[:_LONGEST_NAME].decode(errors="ignore")
         name, count = stem, 1
         while name in self._names:
             count += 1

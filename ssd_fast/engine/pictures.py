@@ -80,7 +80,7 @@ def draw_image(
         scale: the picture's size over the image's.
 
     Returns:
-        A picture of round(scale * W) x round(scale * H) pixels.
+        A picture of round(scale * W) x round(scale * H) pixels, each at least 1.
     """
     from PIL import Image as pillow
     from PIL import ImageDraw
@@ -91,7 +91,7 @@ def draw_image(
     content = ctypes.string_at(pixels.data_ptr(), pixels.numel())
     picture = pillow.frombytes("RGB", (width, height), content)
     if scale != 1.0:
-        size = (round(width * scale), round(height * scale))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
         picture = picture.resize(size, pillow.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     pen = _Pen.for_size(max(picture.size))

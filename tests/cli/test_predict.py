@@ -208,6 +208,20 @@ def test_voc_annotations_are_read_as_they_were_found(tmp_path: Path):
     assert dataset[0][1]["boxes"].tolist() == [[0, 0, 10, 21], [98, 78, 100, 80]]
 
 
+def test_the_longest_name_of_an_image_is_cut(
+    ssd_fast: Callable, weights: Path, photograph: Path, tmp_path: Path
+):
+    folder, output = tmp_path / "long", tmp_path / "out"
+    folder.mkdir()
+    for last in "12":
+        shutil.copy(photograph, folder / ("\u00e9" * 125 + f"{last}.png"))
+    arguments = ("--weights", weights, "--output", output, "--threshold", 1.0)
+    assert ssd_fast("predict", *arguments, "--formats", "pictures,voc", folder).status == 0
+    names = sorted(path.stem for path in (output / "voc").iterdir())
+    assert names == ["\u00e9" * 100, "\u00e9" * 100 + "-2"]
+    assert len(list(output.glob("*.detections.png"))) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "read"),
     [

@@ -32,6 +32,11 @@ def test_a_box_is_drawn_where_it_is(scale: float):
     assert picture.getpixel((150 * scale, 120 * scale)) == (128, 128, 128)
 
 
+def test_a_thin_image_keeps_a_line():
+    picture = draw_image(grey(1, 2500), detections([[0, 0, 900, 1]]), NAMES, scale=0.256)
+    assert picture.size == (640, 1)
+
+
 def test_the_image_keeps_its_pixels():
     image = torch.randint(256, (3, 20, 31), dtype=torch.uint8)
     picture = draw_image(image, detections([]), NAMES)
