@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A training step of SSD300-VGG16: one network, the loss of each system, all gradients.
+"""A training step of SSD300-VGG16: the loss of each system, all gradients.
 
-What a loss adds to a step. The network is the same, so its share bounds what any loss can save.
+One network in float32 shows what a loss adds to a step: the network's share bounds what any loss
+can save. Beside it the step as it should be run, in bfloat16 and channels_last, where the network
+takes less and what follows it weighs more.
 """
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -52,6 +55,56 @@ def test_training_step(side_by_side: SideBySide) -> None:
             contender(of_amdegroot, model.head_outputs),
             contender(of_torchvision, model.head_outputs),
         ],
+        caches=["hot"],
+        threads=torch.get_num_threads(),
+    )
+
+
+def test_training_step_in_bfloat16(side_by_side: SideBySide) -> None:
+    case = make_case(BATCH, 21)
+    plain = ssd300_vgg16(21, width=1.0 if side_by_side.timing else 0.125)
+    fast = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    images = torch.rand(BATCH, 3, 300, 300)
+    in_place = images.to(memory_format=torch.channels_last)
+    expected = torch.stack(list(of_amdegroot(case).losses(*plain.head_outputs(images)))).detach()
+    seen: dict[str, Tensor] = {}
+
+    def contender(name: str, model: SSD, losses: Callable[[], Iterable[Tensor]]) -> Contender:
+        def call() -> tuple[Tensor, ...]:
+            found = list(losses())
+            seen[name] = torch.stack(found).detach()
+            return step(model, lambda: found)
+
+        def check_losses(_: tuple[Tensor, ...]) -> None:
+            assert_close(seen[name], expected, tolerance=0.02, what="losses")
+
+        return Contender(name, call, check_losses)
+
+    def ours() -> Iterable[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            result: dict[str, Tensor] = fast(in_place, Targets(*case.objects))
+        return result.values()
+
+    def in_bfloat16(system: LossSystem) -> Callable[[], Iterable[Tensor]]:
+        def losses() -> Iterable[Tensor]:
+            with torch.autocast("cpu", torch.bfloat16):
+                deltas, logits = fast.head_outputs(in_place)
+            return system.losses(deltas.float(), logits.float())
+
+        return losses
+
+    def in_float32(system: LossSystem) -> Callable[[], Iterable[Tensor]]:
+        return lambda: system.losses(*plain.head_outputs(images))
+
+    systems = of_torchvision(case), of_amdegroot(case)
+    contenders = [contender("ssd_fast", fast, ours)]
+    for system in systems:
+        contenders.append(contender(f"{system.name} loss", fast, in_bfloat16(system)))
+    for system in systems:
+        contenders.append(contender(f"{system.name} loss, float32", plain, in_float32(system)))
+    side_by_side(
+        f"training step, SSD300-VGG16, B={BATCH}, C=21, bfloat16 and channels_last",
+        contenders,
         caches=["hot"],
         threads=torch.get_num_threads(),
     )
