@@ -62,7 +62,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     number = _lock(folder)
     try:
-        for unfinished in folder.glob(".*.part"):
+        for unfinished in folder.glob(".*.????????.part"):  # as mkstemp names them
             unfinished.unlink(missing_ok=True)
         yield
     finally:
@@ -116,11 +116,22 @@ def _new_file(path: Path) -> Iterator[int]:
     _sync_folder(path.parent)
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A pipe or a device."""
+    number = os.open(path, os.O_WRONLY)
+    try:
+        yield number
+    finally:
+        os.close(number)
+
+
 def write_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     """Writes a file so that a reader, or a crash at any moment, finds the old one or the new one.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and the file is
-    renamed over `path`.
+    renamed over `path`; of a symbolic link, over the file that it leads to. What is no file, as
+    /dev/stdout, is written to and stays.
 
     Args:
         path: the file to write or replace.
@@ -131,7 +142,8 @@ def write_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     """
     path = Path(path)
     try:
-        with _new_file(path) as number:
+        special = path.exists() and not path.is_file()
+        with _opened(path) if special else _new_file(Path(os.path.realpath(path))) as number:
             rest = memoryview(data).cast("B")
             while rest:
                 rest = rest[os.write(number, rest) :]

@@ -119,7 +119,8 @@ def test_a_second_run_in_the_folder_is_refused(ssd_fast: Callable, tmp_path: Pat
         os._exit(1)
     try:
         assert os.read(ours, 6) == b"locked"
-        (tmp_path / ".checkpoint.pt.1234.part").touch()
+        (tmp_path / ".checkpoint.pt.abcd_234.part").touch()
+        (tmp_path / ".film.part").touch()  # of another program
         result = ssd_fast("train", "--data", "shapes", *TINY, "--output", tmp_path)
         assert result.status == 2
         assert f"{tmp_path} is in use by another run (process {other} on " in result.err
@@ -129,8 +130,8 @@ def test_a_second_run_in_the_folder_is_refused(ssd_fast: Callable, tmp_path: Pat
     # Killed, it left its file and no lock; what it had not finished writing is swept up.
     assert (tmp_path / ".lock").exists()
     with locked_folder(tmp_path):
-        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    assert not list(tmp_path.iterdir())
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", ".film.part"}
+    assert [path.name for path in tmp_path.iterdir()] == [".film.part"]
 
 
 def workers_of(agent: int) -> dict[str, int]:

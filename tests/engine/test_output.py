@@ -53,6 +53,30 @@ def test_a_short_write_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert (tmp_path / "file").read_bytes() == bytes(range(100))
 
 
+def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for old in ("checkpoint", "missing"):
+        (tmp_path / old).symlink_to(disk / old)
+    (disk / "checkpoint").write_bytes(b"old")
+    for name in ("checkpoint", "missing"):
+        write_file(tmp_path / name, b"new")
+        assert (tmp_path / name).is_symlink()
+        assert (disk / name).read_bytes() == b"new"
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_file(pipe, b"new")
+        assert pipe.is_fifo()
+        assert os.read(reader, 10) == b"new"
+    finally:
+        os.close(reader)
+
+
 def test_a_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path):
     folder = output_folder(tmp_path / "a" / "b")
     assert folder.is_dir()
