@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -80,6 +81,8 @@ class Predict:
             f"{len(class_names)} classes, on {device.type} in {precision}; scores of {threshold:g}"
             f" and more ({chosen})"
         )
+        if isinstance(sys.stdin, TextIOWrapper):  # names of files need be no UTF-8
+            sys.stdin.reconfigure(errors="surrogateescape")
         paths, problems = find_images(self.images, sys.stdin)
         predictions = predict_files(
             model,

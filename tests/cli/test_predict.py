@@ -132,6 +132,27 @@ def test_a_list_on_standard_input(
     assert image["file"] == str(photograph)
 
 
+def test_a_list_of_names_that_are_no_utf_8(
+    ssd_fast: Callable,
+    weights: Path,
+    photograph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    names = [os.fsencode(tmp_path) + b"/\xe9t\xe9.png", b"none\xff.png"]
+    try:
+        shutil.copy(photograph, os.fsdecode(names[0]))
+    except OSError:
+        pytest.skip("the file system takes UTF-8 alone")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(names)), "utf-8"))
+    output = tmp_path / "out"
+    result = ssd_fast("predict", "--weights", weights, "--output", output, "-")
+    assert result.status == 2
+    assert r"none\udcff.png: the image is missing" in result.err
+    (image,) = json.loads((output / "detections.json").read_text())["images"]
+    assert os.fsencode(image["file"]) == names[0]
+
+
 def test_names_that_no_file_has_are_listed_and_the_rest_go_on(
     ssd_fast: Callable,
     weights: Path,
