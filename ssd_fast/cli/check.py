@@ -151,7 +151,7 @@ def _tell_counts(found: Inspection, console: Console) -> None:
     for name, images in found.images.items():
         console.say(f"{name}: {images} images that decode, {found.objects[name]} objects")
     if found.empty:
-        console.say(f"{found.empty} images have no object; they train with min_negatives > 0")
+        console.say(f"{found.empty} images have no object; train --min-negatives 3 uses them")
     table = Table("class", title=f"{len(found.classes)} classes", title_justify="left")
     for heading in ("images", "objects", "difficult or crowd"):
         table.add_column(heading, justify="right")

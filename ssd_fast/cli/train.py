@@ -75,6 +75,9 @@ class Train:
     same by torchvision's."""
     difficult: Literal["use", "ignore", "drop"] = "use"
     """Objects that VOC marks difficult: use them as others, ignore their regions, or drop them."""
+    min_negatives: int = 0
+    """Background boxes that an image trains at least; 0 trains nothing on images without objects,
+    where Caffe's SSD trained nothing either."""
     seed: int = 0
     """Of the weights, the order and the augmentation."""
     workers: int = 0
@@ -165,6 +168,8 @@ class Train:
             )
         if not self.save_every >= 0:
             raise ValueError(f"--save-every: expected 0 seconds or more, got {self.save_every}")
+        if self.min_negatives < 0:
+            raise ValueError(f"--min-negatives: expected 0 or more, got {self.min_negatives}")
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"--seed: expected a number of 64 bits, got {self.seed}")
 

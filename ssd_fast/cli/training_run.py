@@ -48,6 +48,7 @@ class TrainingRun:
             options.data, options.train_set, difficult=options.difficult
         )
         tell_problems(problems, options.train_set, self.console)
+        self.empty = _count_empty(self.dataset, options.train_set)
         self.validation_set, self.validation, problems, self.shared = open_validation(
             options.data, options.validation_set, self.dataset, options.train_set
         )
@@ -101,6 +102,11 @@ class TrainingRun:
             f"{len(self.dataset)} images to train on, {len(self.validation)} to validate on;"
             f" {len(self.dataset.class_names)} classes: {names}"
         )
+        if self.empty:
+            least = self.options.min_negatives
+            use = f"train {least} background boxes each" if least else "train nothing"
+            more = "" if least else "; --min-negatives 3 trains their background, too"
+            self.console.say(f"{self.empty} of the images to train on hold no object: {use}{more}")
         if self.shared:
             self.console.say(
                 f"{self.shared} of {len(self.validation)} validation images are training images:"
@@ -174,11 +180,9 @@ class TrainingRun:
         """Says what all processes left out."""
         if self.trainer.skipped:
             self.console.say(f"{self.trainer.skipped} steps were skipped: no finite loss")
-        totals = self.world.gather([(self.trainer.dropped_boxes, sorted(self.broken))])
-        boxes = sum(count for part in totals for count, _ in part)
-        if boxes:
-            self.console.say(f"{boxes} broken boxes were left out of batches")
-        files = {line for part in totals for _, lines in part for line in lines}
+        if self.trainer.dropped_boxes:
+            self.console.say(f"{self.trainer.dropped_boxes} broken boxes were left out of batches")
+        files = {line for part in self.world.gather(sorted(self.broken)) for line in part}
         if files:
             others = sorted(files - self.broken)
             self.console.say(f"Broken images, whose places others took: {len(files)}")
@@ -309,6 +313,20 @@ class TrainingRun:
         print(f"mAP@0.5 {evaluation.at_50.mean:.3f}", flush=True)
 
 
+def _count_empty(dataset: DetectionDataset, train_set: str) -> int:
+    """How many images have no object to learn; raises ValueError if none has one."""
+    target = getattr(dataset, "target", None)
+    if target is None:  # the generated scenes, which all have
+        return 0
+    targets = map(target, range(len(dataset)))
+    empty = sum(bool(target["ignore"].all()) for target in targets)
+    if empty == len(dataset):
+        raise ValueError(
+            f"--data: none of the {empty} images of {train_set} has an object to learn from"
+        )
+    return empty
+
+
 def _make_trainer(
     options: Train, dataset: DetectionDataset, world: World, config: dict[str, Any] | None
 ) -> Trainer:
@@ -349,6 +367,7 @@ def _new_model(options: Train, num_classes: int) -> SSD:
         width=options.width,
         norm=options.norm,
         priors=options.priors,
+        loss={"min_negatives": options.min_negatives},
         **weights.pixels if weights else {},
     )
     if weights:

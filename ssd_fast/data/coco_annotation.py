@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from array import array
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class CocoObject(NamedTuple):
         box: x, y, width, height as written; None where there is no number.
         area: of its segmentation in pixels; of its box where the file gives none above 0.
         iscrowd: as written; 0 where the file says nothing.
+        bbox: as written, where it is not four numbers.
     """
 
     id: int | str
@@ -36,6 +38,7 @@ class CocoObject(NamedTuple):
     box: tuple[float | None, ...]
     area: float
     iscrowd: object
+    bbox: object = None
 
     @property
     def crowd(self) -> bool:
@@ -53,9 +56,9 @@ class CocoObject(NamedTuple):
             return f"its category_id {self.category_id!r} is none of the file's categories"
         if self.category not in class_names:
             return f"the class {self.category!r} is none of {', '.join(sorted(class_names))}"
-        values = "x {}, y {}, width {}, height {}".format(*map(_number, self.box))
         if None in self.box:
-            return f"the box has no four numbers: {values}"
+            return f"the box has no four numbers: bbox {reprlib.repr(self.bbox)}"
+        values = "x {}, y {}, width {}, height {}".format(*map(_number, self.box))
         width, height = self.box[2] or 0.0, self.box[3] or 0.0
         if width < 0 or height < 0:
             return f"the box is inverted: {values}"
@@ -249,6 +252,7 @@ def _read_object(entry: Any, number: int | str, names: Mapping[int, str]) -> Coc
         corners,
         area if 0 < area < math.inf else own,
         0 if crowd is None else crowd,
+        box if None in corners else None,
     )
 
 

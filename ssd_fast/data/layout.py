@@ -29,7 +29,10 @@ def find_layout(roots: Sequence[Path]) -> Literal["voc", "coco"]:
         if not root.is_dir():
             raise ValueError(f"{root}: there is no such folder")
         if not any(root.iterdir()):
-            raise ValueError(f"{root}: the folder is empty")
+            raise ValueError(
+                f"{root}: the folder is empty; expected one in VOC layout (Annotations, JPEGImages,"
+                " ImageSets/Main) or in COCO's (images, and annotations in JSON)"
+            )
     coco = [bool(find_sets(root)) for root in roots]
     try:
         find_voc_folders(roots)

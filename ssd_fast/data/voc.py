@@ -172,7 +172,10 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             none = f"{where}: no image of the set {self.image_set!r} can be used. "
             raise EmptyDatasetError(none, self.problems)
         if not self.class_names:
-            raise ValueError(f"{where}: no annotation names a class; pass class_names")
+            raise ValueError(
+                f"{where}: no annotation has an object that names a class; label some, or pass"
+                " class_names"
+            )
 
     def _resolve(
         self,

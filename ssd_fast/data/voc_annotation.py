@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,11 +30,13 @@ class AnnotationObject:
         name: its class.
         corners: xmin, ymin, xmax, ymax as written; None where there is no number.
         difficult: whether evaluation leaves it out.
+        written: the corners as text, where one of them is no number.
     """
 
     name: str
     corners: tuple[float | None, ...]
     difficult: bool
+    written: str = ""
 
     def fault(self, width: int, height: int, class_names: Sequence[str]) -> str | None:
         """Says why the object cannot be used, with its values; None if it can.
@@ -48,7 +51,7 @@ class AnnotationObject:
         xmin, ymin, xmax, ymax = self.corners
         values = "xmin {}, ymin {}, xmax {}, ymax {}".format(*map(_number, self.corners))
         if xmin is None or ymin is None or xmax is None or ymax is None:
-            return f"the box has no four numbers: {values}"
+            return f"the box has no four numbers: {self.written or values}"
         if xmax < xmin or ymax < ymin:
             return f"the box is inverted: {values}"
         if xmax == xmin or ymax == ymin:
@@ -118,9 +121,15 @@ def read_annotation(path: Path) -> Annotation:
 
 
 def _read_object(element: Element) -> AnnotationObject:
-    corners = tuple(_value(element, f"bndbox/{k}") for k in ("xmin", "ymin", "xmax", "ymax"))
+    names = ("xmin", "ymin", "xmax", "ymax")
+    corners = tuple(_value(element, f"bndbox/{name}") for name in names)
+    written = ""
+    if None in corners:
+        texts = [element.findtext(f"bndbox/{name}") for name in names]
+        shown = ["missing" if text is None else reprlib.repr(text) for text in texts]
+        written = ", ".join(map(" ".join, zip(names, shown, strict=True)))
     name = (element.findtext("name") or "").strip()
-    return AnnotationObject(name, corners, bool(_value(element, "difficult")))
+    return AnnotationObject(name, corners, bool(_value(element, "difficult")), written)
 
 
 def _value(element: Element, path: str) -> float | None:

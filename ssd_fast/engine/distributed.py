@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MethodType
 from typing import TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["World", "process_group"]
+__all__ = ["World", "alone", "process_group"]
 
 _PATIENCE = 600.0  # seconds that processes wait for each other at the start
 
@@ -111,6 +112,26 @@ class World:
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Lets batch norm take its statistics from this process's images while the block runs.
+
+    The processes may then run the model on different numbers of images, or one of them at all,
+    where SyncBatchNorm would wait for the others.
+
+    Args:
+        model: after `World.parallel`.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
+    for norm in norms:
+        vars(norm)["forward"] = MethodType(nn.BatchNorm2d.forward, norm)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del vars(norm)["forward"]
 
 
 @contextmanager

@@ -149,7 +149,9 @@ def write_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
                 rest = rest[os.write(number, rest) :]
     except OSError as error:
         kept = "; the file that was there is unchanged" if path.exists() else ""
-        raise OSError(error.errno, f"cannot write {path}: {_reason(error)}{kept}") from error
+        room = "; make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        reason = f"cannot write {path}: {_reason(error)}{room}{kept}"
+        raise OSError(error.errno, reason) from error
 
 
 def _reason(error: OSError) -> str:

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssd_fast.data.augmentation import Augmentation
 from ssd_fast.engine.batches import Batch, DetectionDataset, TrainingSamples, batches
-from ssd_fast.engine.distributed import World
+from ssd_fast.engine.distributed import World, alone
 from ssd_fast.engine.frozen import freeze_stages
 from ssd_fast.engine.nan_watch import first_offender
 from ssd_fast.engine.optimizer import learning_rate_factor, make_optimizer
@@ -86,7 +86,7 @@ class Trainer:
     Attributes:
         step: steps done.
         skipped: steps whose loss was not finite.
-        dropped_boxes: broken boxes that were left out of this process's batches.
+        dropped_boxes: broken boxes that were left out of all processes' batches.
         seconds_waiting: of this process, for images.
 
     Raises:
@@ -244,8 +244,9 @@ class Trainer:
         norm = clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
         box_loss, class_loss = losses["bbox_regression"], losses["classification"]
         # Of all processes, so that they agree on whether to take the step.
-        values = self.world.mean(
-            torch.stack([box_loss.detach(), class_loss.detach(), norm.detach()])
+        broken = norm.new_tensor(batch.targets.dropped)
+        *values, dropped = self.world.mean(
+            torch.stack([box_loss.detach(), class_loss.detach(), norm.detach(), broken])
         ).tolist()
         skipped = not all(map(math.isfinite, values))
         learning_rate = self._set_learning_rate()
@@ -260,7 +261,7 @@ class Trainer:
             self._skipped_in_a_row = 0
         self._scaler.update()
         self.step += 1
-        self.dropped_boxes += batch.targets.dropped
+        self.dropped_boxes += round(dropped * self.world.size)
         return StepReport(
             self.step, values[0], values[1], learning_rate, skipped, offender, batch.broken
         )
@@ -275,7 +276,7 @@ class Trainer:
         options = self.model.loss.options
         normalizer, options["normalizer"] = options["normalizer"], "positives"
         try:
-            with self.precision.autocast(self.device):
+            with self.precision.autocast(self.device), alone(self.model):
                 # `forward` itself: past DistributedDataParallel and what was compiled.
                 losses: Any = self.model.forward(images, targets)
         finally:

@@ -20,6 +20,8 @@ from ssd_fast.engine.distributed import World
 from ssd_fast.engine.report import read_threshold
 from ssd_fast.engine.trainer import Trainer
 
+from .conftest import write_voc
+
 TINY = ("--width", 0.03, "--batch-size", 2, "--steps", 4, "--precision", "float32", "--warmup", 1)
 
 
@@ -129,6 +131,32 @@ def test_a_measure_of_training_images_is_said(ssd_fast: Callable, voc: Path, tmp
     assert json.loads((tmp_path / "metrics.json").read_text())["images_trained_on"] == 4
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ((), "1 of the images to train on hold no object: train nothing; --min-negatives 3"),
+        (("--min-negatives", 3), "hold no object: train 3 background boxes each"),
+    ],
+)
+def test_images_without_objects(
+    ssd_fast: Callable, tmp_path: Path, options: tuple[object, ...], line: str
+):
+    root = write_voc(tmp_path / "cells", {"train": 3, "val": 1})
+    empty = "<annotation><filename>scene1.png</filename></annotation>"
+    (root / "Annotations/scene1.xml").write_text(empty)
+    output = tmp_path / "run"
+    result = ssd_fast("train", "--data", f"voc:{root}", *TINY, *options, "--output", output)
+    assert result.status == 0, result.err
+    assert line in " ".join(result.out.split())
+    config = load_checkpoint(output / "checkpoint.pt")["model"]
+    assert config["loss"]["min_negatives"] == (options or (0, 0))[1]
+    for number in (0, 2):
+        (root / f"Annotations/scene{number}.xml").write_text(empty.replace("1", str(number)))
+    result = ssd_fast("train", "--data", f"voc:{root}", *TINY, "--output", tmp_path / "none")
+    assert result.status == 2
+    assert "--data: none of the 3 images of train has an object to learn from" in result.err
+
+
 def test_a_run_is_not_written_over(ssd_fast: Callable, tmp_path: Path):
     (tmp_path / "checkpoint.pt").write_bytes(b"precious")
     result = ssd_fast("train", "--data", "shapes", "--output", tmp_path)
@@ -186,7 +214,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     result = ssd_fast("train", *arguments)
     assert result.status == 2
     (line,) = result.err.splitlines()
-    assert "checkpoint.pt: No space left on device; the file that was there is unchanged" in line
+    assert "checkpoint.pt: No space left on device; make room there; the file that was" in line
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "log.jsonl", "log.csv"}
     monkeypatch.undo()
     kept = load_checkpoint(tmp_path / "checkpoint.pt")["trainer"]["step"]
@@ -251,6 +279,7 @@ def test_a_home_folder_that_the_shell_left(
         (["--data", "shapes", "--validate-every", "nan"], "at the end alone, got nan"),
         (["--data", "shapes", "--save-every", "nan"], "--save-every: expected 0 seconds or more"),
         (["--data", "shapes", "--seed", str(2**64)], "--seed: expected a number of 64 bits"),
+        (["--data", "shapes", "--min-negatives", "-1"], "--min-negatives: expected 0 or more"),
         (["--data", "shapes", "--batch-size", "0"], "--batch-size: expected 1 or more, got 0"),
         (["--data", "shapes", "--batch-size", "1"], "batch norm cannot learn from one image"),
         (["--data", "shapes", "--width", "-1"], "width: expected a positive number"),

@@ -78,10 +78,13 @@ def test_difficult_objects_can_be_left_out(good: VOCFolder) -> None:
         ((5, 20, 9, 5), "the box is inverted: xmin 5, ymin 20, xmax 9, ymax 5"),
         ((70, 5, 80, 20), "the box lies outside the image of 60 x 40 pixels: xmin 70, ymin 5, "),
         ((-9, -9, 0, 0), "the box lies outside the image of 60 x 40 pixels: xmin -9, ymin -9, "),
-        ((5, "nan", 8, 9), "the box has no four numbers: xmin 5, ymin missing, xmax 8, ymax 9"),
-        ((5, 1, "inf", 9), "the box has no four numbers: xmin 5, ymin 1, xmax missing, ymax 9"),
-        ((5, "x", 8, 9), "the box has no four numbers: xmin 5, ymin missing, xmax 8, ymax 9"),
-        ((5, 5, None, 9), "the box has no four numbers: xmin 5, ymin 5, xmax missing, ymax 9"),
+        ((5, "nan", 8, 9), "the box has no four numbers: xmin '5', ymin 'nan', xmax '8', ymax '9'"),
+        ((5, 1, "inf", 9), "the box has no four numbers: xmin '5', ymin '1', xmax 'inf', ymax '9'"),
+        ((5, "x", 8, 9), "the box has no four numbers: xmin '5', ymin 'x', xmax '8', ymax '9'"),
+        (
+            (5, 5, None, 9),
+            "the box has no four numbers: xmin '5', ymin '5', xmax missing, ymax '9'",
+        ),
     ],
 )
 def test_a_broken_box_is_left_out_and_named(folder: VOCFolder, box: Any, fault: str) -> None:
@@ -188,7 +191,7 @@ def test_a_folder_without_one_object_has_no_classes(folder: VOCFolder) -> None:
     folder.image("a.jpg")
     folder.xml("a")
     folder.listed("train", "a")
-    with pytest.raises(ValueError, match=r"no annotation names a class.*class_names"):
+    with pytest.raises(ValueError, match=r"no annotation has an object.*class_names"):
         VOCDataset(folder.root)
     assert len(VOCDataset(folder.root, class_names=["cat"])) == 1
 

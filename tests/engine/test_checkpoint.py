@@ -38,7 +38,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        with pytest.raises(OSError, match="No space left on device; the file that was there is un"):
+        with pytest.raises(OSError, match="No space left on device; make room there; the file"):
             save_checkpoint(path, {"step": 2, "tensor": torch.zeros(10_000)})
     assert load_checkpoint(path)["step"] == 1
 

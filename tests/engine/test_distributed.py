@@ -72,6 +72,10 @@ def test_both_skip_what_is_not_finite_in_one(two: list[dict]):
     assert two[0]["offender"][0] == ""
 
 
+def test_broken_boxes_are_those_of_all_and_counted_once(two: list[dict]):
+    assert [found["dropped"] for found in two] == [[5, 10], [5, 10]]
+
+
 @pytest.mark.parametrize(("count", "size"), [(8, 2), (7, 3), (3, 3), (100, 7), (2, 3)])
 def test_shares_are_everything_once(count: int, size: int):
     shares = [World(CPU, rank, size).share(count) for rank in range(size)]

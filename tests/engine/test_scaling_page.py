@@ -38,7 +38,9 @@ def samples() -> Iterator[dict[str, bytes]]:
 
     for image, target in SCENES:
         buffer = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=100, subsampling=0)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(
+            buffer, "JPEG", quality=100, subsampling=0
+        )
         objects = {"boxes": target["boxes"].tolist(), "labels": target["labels"].tolist()}
         yield {"jpg": buffer.getvalue(), "json": json.dumps(objects).encode()}
 

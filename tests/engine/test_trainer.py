@@ -201,6 +201,28 @@ def test_the_offending_image_is_named(small_detector: Callable[[], SSD]):
     assert next(iter(expected)).indices[2] == index
 
 
+def test_an_image_is_looked_at_without_the_other_processes(
+    small_detector: Callable[[], SSD], monkeypatch: pytest.MonkeyPatch
+):
+    """They may have fewer images, and statistics of theirs would carry the NaN over."""
+
+    def waits(*_: object) -> None:
+        raise TimeoutError("nobody answers")
+
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", waits)
+    options = TrainingOptions(steps=1, batch_size=2)
+    run, other = (
+        Trainer(small_detector(), ShapesDataset(2, size=64), options, precision=FLOAT32)
+        for _ in range(2)
+    )
+    nn.SyncBatchNorm.convert_sync_batchnorm(run.model)
+    (batch,) = batches(run._samples, batch_size=2, seed=0, start=0, stop=1)
+    found, expected = (t._losses_alone(batch.images, batch.targets) for t in (run, other))
+    assert {k: v.item() for k, v in found.items()} == {k: v.item() for k, v in expected.items()}
+    with pytest.raises(TimeoutError):  # as before
+        run.model(batch.images, batch.targets)
+
+
 def test_weights_that_are_nan_are_no_images_fault(trainer: Callable[..., Trainer]):
     run = trainer(steps=2)
     next(run.run())

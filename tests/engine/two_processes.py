@@ -57,6 +57,35 @@ def difference(mine: SSD, theirs: SSD) -> float:
     return max((a - b).abs().max().item() for a, b in pairs)
 
 
+def dropped(world: World) -> list[int]:
+    """How many broken boxes a run of both has counted, before and after it went on."""
+    trainers = [
+        Trainer(
+            model(),
+            Broken(4),
+            TrainingOptions(batch_size=5, **OPTIONS | {"steps": steps}),
+            precision=FLOAT32,
+            world=world,
+        )
+        for steps in (1, 2)
+    ]
+    list(trainers[0].run())
+    # Process 0 alone saves, and all load.
+    states = world.share_out([trainers[0].state_dict()] if world.is_main else [])
+    trainers[1].load_state_dict(states[0])
+    list(trainers[1].run())
+    return [trainer.dropped_boxes for trainer in trainers]
+
+
+class Broken(ShapesDataset):
+    """A broken box in every image."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        image, target = super().__getitem__(index)
+        target["boxes"][0, 2] = target["boxes"][0, 0]
+        return image, target
+
+
 def evaluated(world: World) -> Evaluation | None:
     held_out = ShapesDataset(21, seed=1)
     found = detect_together(model(), held_out, world, precision=FLOAT32, batch_size=4)
@@ -96,6 +125,7 @@ def main() -> None:
 
             trainer.model.forward = poisoned
         reports = list(trainer.run())
+        found["dropped"] = dropped(world)
         found["skipped"] = [report.skipped for report in reports]
         found["offender"] = [report.offender for report in reports]
         found["finite"] = all(p.isfinite().all().item() for p in trainer.model.parameters())
