@@ -56,11 +56,11 @@ class RowFilter {
   template <typename Report>
   bool leading(int64_t image, float margin, const Report& report) {
     if (level_->has_even_rows()) {
-      switch (vectors_) {  // of 21 and 81 classes: loops of known length stay in registers
-        case 2:
-          return leading_rows<2>(image, margin, report);
-        case 6:
-          return leading_rows<6>(image, margin, report);
+      switch (known_vectors()) {
+        case kVectorsOf21:
+          return leading_rows<kVectorsOf21>(image, margin, report);
+        case kVectorsOf81:
+          return leading_rows<kVectorsOf81>(image, margin, report);
         default:
           return leading_rows<0>(image, margin, report);
       }
@@ -78,11 +78,11 @@ class RowFilter {
       return (lead >= margin) & ((quick_exp(lead) >= bound * sum) | (lead > 80.0f));
     };
     if (!level_->has_even_rows()) return filter_cells<true>(image, passes, report);
-    switch (vectors_) {
-      case 2:
-        return filter_rows<2>(image, passes, report);
-      case 6:
-        return filter_rows<6>(image, passes, report);
+    switch (known_vectors()) {
+      case kVectorsOf21:
+        return filter_rows<kVectorsOf21>(image, passes, report);
+      case kVectorsOf81:
+        return filter_rows<kVectorsOf81>(image, passes, report);
       default:
         return filter_rows<0>(image, passes, report);
     }
@@ -90,6 +90,16 @@ class RowFilter {
 
  private:
   static constexpr float kNone = -std::numeric_limits<float>::infinity();
+  // Loops of known length stay in registers.
+  static constexpr int kVectorsOf21 = (21 + kLanes - 1) / kLanes;
+  static constexpr int kVectorsOf81 = (81 + kLanes - 1) / kLanes;
+
+  // The vectors of a row of about 21 or 81 classes, of whose last one AVX-512 needs a half at most;
+  // 0 of others.
+  int64_t known_vectors() const {
+    const int64_t last = classes_ - (vectors_ - 1) * kLanes;
+    return classes_ >= kLanes && (kLanes < 16 || last <= kLanes / 2) ? vectors_ : 0;
+  }
 
   // Whether a vector of every row of `count` can be read in place. Other rows are copied: halves
   // cost a conversion either way, and code for three types would triple the build.
@@ -123,18 +133,60 @@ class RowFilter {
     return v + 1 < vectors ? v * kLanes : last_start_;
   }
 
+  // What the logits of a row are compared with. By address, so that one load fills a vector.
+  const float* reference_of(const float* row) const {
+    return is_relative_ ? row + background_ : &nothing_;
+  }
+
   // The largest of `best` and, class by class, what a row's logits count. Minus infinity takes
   // lanes out; a NaN is passed over. Adds exponentials to *sum, if there is one.
   template <int kVectors>
   Floats lead(const float* row, Floats best, Floats* sum) const {
     const int64_t vectors = kVectors ? kVectors : vectors_;
-    const Floats reference = splat(is_relative_ ? row[background_] : 0.0f);
+    const Floats reference = splat(*reference_of(row));
 #pragma GCC unroll 6
     for (int64_t v = 0; v < vectors; ++v) {
       const Floats ahead = load(row + start(v, vectors)) - reference + load(&excess_[v * kLanes]);
       best = max(ahead, best);
       if (sum != nullptr) *sum += quick_exp(ahead);
     }
+    return best;
+  }
+
+  // The largest lead of kGroup rows, class by class.
+  template <int kVectors>
+  SSD_FAST_INLINE Floats lead_of_group(const float* rows, int64_t stride) const {
+    Floats best = splat(kNone);
+#if defined(__AVX512F__)
+    if constexpr (kVectors != 0) {
+      const float* const reference = reference_of(rows);
+      const int64_t reference_stride = is_relative_ ? stride : 0;
+      const float* const half = rows + classes_ - kLanes / 2;
+      constexpr int64_t kWhole = kVectors - 1;
+      Floats most[kWhole];
+      __m256 last = _mm256_set1_ps(kNone);
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < kGroup; ++r) {
+        const Floats behind = splat(reference[r * reference_stride]);
+#pragma GCC unroll 6
+        for (int64_t v = 0; v < kWhole; ++v) {
+          const Floats ahead = load(rows + r * stride + v * kLanes) - behind;
+          most[v] = max(ahead, r == 0 ? splat(kNone) : most[v]);
+        }
+        const __m256 ahead =
+            _mm256_sub_ps(_mm256_loadu_ps(half + r * stride),
+                          _mm512_castps512_ps256(reinterpret_cast<__m512>(behind)));
+        last = _mm256_max_ps(ahead, last);
+      }
+#pragma GCC unroll 6
+      for (int64_t v = 0; v < kWhole; ++v) best = max(most[v] + load(&excess_[v * kLanes]), best);
+      const Floats end =
+          reinterpret_cast<Floats>(_mm512_insertf32x8(_mm512_set1_ps(kNone), last, 1));
+      return max(end + load(&excess_[kWhole * kLanes]), best);
+    }
+#endif
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kGroup; ++r) best = lead<kVectors>(rows + r * stride, best, nullptr);
     return best;
   }
 
@@ -160,13 +212,8 @@ class RowFilter {
   template <int kVectors, typename Report>
   bool leading_among(const float* rows, int64_t stride, int64_t first, int64_t count, float margin,
                      const Report& report) {
-    constexpr int64_t kGroup = 4;
     for (int64_t group = 0; group < count; group += kGroup) {
-      Floats best = splat(kNone);
-#pragma GCC unroll 4
-      for (int64_t r = group; r < group + kGroup; ++r) {  // a block has kLanes rows, used or not
-        best = lead<kVectors>(rows + r * stride, best, nullptr);
-      }
+      const Floats best = lead_of_group<kVectors>(rows + group * stride, stride);
       if (!any_reaching(best, splat(margin))) continue;
       const int64_t end = std::min(group + kGroup, count);
       for (int64_t r = group; r < end; ++r) {
@@ -268,12 +315,14 @@ class RowFilter {
     return load(values);
   }
 
+  static constexpr int64_t kGroup = 4;     // rows, of which a copied block has a multiple
   static constexpr int64_t kStrip = 2048;  // so long that the planes of a map are read one by one
   const Level* level_ = nullptr;
   Dtype dtype_ = Dtype::kFloat32;
   int64_t classes_ = -1;
   int64_t background_ = -1;
   bool is_relative_ = true;
+  float nothing_ = 0.0f;
   int64_t vectors_ = 0;
   int64_t last_start_ = 0;     // class at which the last vector of a row starts
   std::vector<float> excess_;  // 0 in the lanes of each vector that count, else -inf

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "exponential.h"
@@ -21,9 +22,18 @@ class ScoreRow {
     exps_.resize(static_cast<size_t>((classes + kPartial - 1) / kPartial * kPartial));
   }
 
-  // Reads a row.
+  // Reads a row, and minus infinity behind it.
   template <typename T>
   void read(const T* logits, int64_t channel_stride) {
+    if constexpr (kLanes == kPartial && std::is_same_v<T, float>) {
+      if (channel_stride == 1) {
+        // No store overlaps another, or loads would wait for both.
+        for (int64_t c = 0; c < classes_; c += kLanes) {
+          store(&exps_[c], load_some(logits + c, classes_ - c, kNone));
+        }
+        return;
+      }
+    }
     if (channel_stride == 1 && classes_ >= kLanes) {
       for (int64_t c = 0; c < classes_; c += kLanes) {
         const int64_t start = std::min(c, classes_ - kLanes);
@@ -32,6 +42,7 @@ class ScoreRow {
     } else {
       load_row(logits, channel_stride, classes_, exps_.data());
     }
+    std::fill(exps_.begin() + classes_, exps_.end(), kNone);
   }
 
   // Of the row that was read, once: calls each(c, score, lanes) for kLanes classes from c on,
@@ -40,8 +51,6 @@ class ScoreRow {
   // nothing.
   template <typename Each>
   void scores(float threshold, const int32_t* open, const Each& each) {
-    constexpr float kNone = -std::numeric_limits<float>::infinity();
-    std::fill(exps_.begin() + classes_, exps_.end(), kNone);
     Floats greatest = splat(kNone);
     for (size_t c = 0; c < exps_.size(); c += kLanes) greatest = max(load(&exps_[c]), greatest);
     const float largest = fold_lanes(greatest, [](Floats a, Floats b) { return max(a, b); });
@@ -71,8 +80,6 @@ class ScoreRow {
   // `bar`, or NaN, have no score above the threshold: vectors of these cost a comparison.
   template <typename Each>
   void sigmoids(float threshold, float bar, const int32_t* open, const Each& each) {
-    constexpr float kNone = -std::numeric_limits<float>::infinity();
-    std::fill(exps_.begin() + classes_, exps_.end(), kNone);
     for (size_t c = 0; c < exps_.size(); c += kLanes) {
       const Floats logit = load(&exps_[c]);
       if (!any_reaching(logit, splat(bar))) continue;
@@ -85,6 +92,7 @@ class ScoreRow {
   static constexpr int64_t kPartial = 16;
 
  private:
+  static constexpr float kNone = -std::numeric_limits<float>::infinity();
   int64_t classes_ = 0;
   std::vector<float> exps_;  // (C,) in whole groups of kPartial
 };

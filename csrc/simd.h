@@ -58,6 +58,12 @@ inline void store(int32_t* to, Ints value) { std::memcpy(to, &value, sizeof(valu
 template <typename T>
 inline auto load_some(const T* from, int64_t count, T filler) -> decltype(load(from)) {
   if (count >= kLanes) return load(from);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    const auto lanes = static_cast<__mmask16>(count > 0 ? (1u << count) - 1 : 0);
+    return reinterpret_cast<Floats>(_mm512_mask_loadu_ps(_mm512_set1_ps(filler), lanes, from));
+  }
+#endif
   T values[kLanes];
   for (int64_t lane = 0; lane < kLanes; ++lane) values[lane] = lane < count ? from[lane] : filler;
   return load(values);

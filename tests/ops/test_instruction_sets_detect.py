@@ -155,7 +155,22 @@ def test_hundreds_of_thousands_of_boxes() -> None:
     assert torch.equal(nms(boxes, scores, 0.5), ranked[first[ranked]])
 
 
-@pytest.mark.parametrize("classes", [2, 5, 15, 16, 17, 21, 81, 200])
+@pytest.mark.parametrize("classes", [17, 21, 24, 81, 88])
+def test_the_background_may_be_any_class(classes) -> None:
+    """Also one that two vectors of a row hold; a row may hold what is no number, or infinite."""
+    deltas, logits, priors = _heads("trained", classes)
+    logits[:, ::97, 3], logits[:, ::89, -2] = torch.nan, torch.inf
+    logits[:, ::83, 1:] = -torch.inf
+    for background in (0, 13, 15, 16, classes - 1):
+        moved = torch.cat((logits[..., 1:], logits[..., :1]), dim=2).roll(background + 1, dims=2)
+        found = _assert_equal_on_all(
+            deltas, moved, priors, score_threshold=0.01, background_index=background
+        )
+        assert int(found.counts.min()) > 0
+        assert not bool((found.labels == background)[found.scores > 0].any())
+
+
+@pytest.mark.parametrize("classes", [2, 5, 15, 16, 17, 21, 24, 25, 81, 200])
 @pytest.mark.parametrize("kind", ["trained", "flat"])
 def test_detections_are_equal(classes, kind) -> None:
     """Bit for bit, at sizes around the width of every register, and right."""
