@@ -59,7 +59,7 @@ def test_trains_and_detects(background, classes, first):
     images, targets = squares(first)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
-    for _ in range(80):
+    for _ in range(60):
         optimizer.zero_grad()
         loss = sum(model(images, targets).values())
         loss.backward()

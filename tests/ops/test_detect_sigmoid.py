@@ -14,7 +14,7 @@ from ssd_fast import _C
 from ssd_fast.detections import Detections
 from ssd_fast.ops import focal_loss
 from ssd_fast.ops.decode import decode_reference
-from ssd_fast.ops.detect import detect, detect_reference
+from ssd_fast.ops.detect import SCORES, detect, detect_reference
 from ssd_fast.suppression import NMS
 from ssd_fast.testing import as_maps, random_boxes, seeded
 from ssd_fast.testing_detections import assert_same_detections
@@ -129,7 +129,7 @@ def assert_equal_on_all(*inputs, **options) -> Detections:
     return expected
 
 
-@pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 20, 80, 200])
+@pytest.mark.parametrize("classes", [1, 3, 16, 17, 20, 80])
 @pytest.mark.parametrize("kind", ["trained", "flat"])
 def test_instruction_sets_are_equal(classes, kind):
     """Bit for bit, at sizes around the width of every register, and right."""
@@ -165,14 +165,31 @@ def test_heads_are_read_where_they_lie(dtype, kind, classes, background):
 
 def test_all_candidates_are_visited_if_it_takes_them():
     """More detections than one visit collects, of scores that are nearly or all equal."""
-    rows = 350
+    rows = 250
     deltas, priors = torch.zeros(1, rows, 4), random_boxes(rows, seeded(1), largest=0.2)
     for spread in (0.0, 0.15):
         logits = spread * torch.randn(1, rows, 20, generator=seeded(0)) - 4
-        options = {"top_k": 350, "max_detections": 7000, "background_index": None}
+        options = {"top_k": 250, "max_detections": 5000, "background_index": None}
         found = assert_equal_on_all(deltas, logits, priors, **options)
         assert int(found.counts) > 1500
         assert_matches_reference(found, deltas, logits, priors, **options)
+
+
+@pytest.mark.parametrize("scores", SCORES)
+def test_further_visits_lose_nothing(scores):
+    """Boxes that suppress each other take more candidates than a floor from a sample lets by."""
+    deltas, priors = torch.zeros(1, 700, 4), random_boxes(700, seeded(1), smallest=0.2)
+    logits = 0.3 * torch.randn(1, 700, 4, generator=seeded(0)) - 4
+    options = {"top_k": 700, "max_detections": 60, "iou_threshold": 0.2}
+    found = detect(deltas, logits, priors, scores=scores, **options)
+    expected = detect_reference(deltas, logits, priors, scores=scores, **options)
+    wide = logits.double()
+    probabilities = wide.sigmoid() if scores == "sigmoid" else wide.softmax(dim=2)
+    del options["max_detections"]
+    assert int(found.counts) > 20
+    boxes = priors.double().expand(1, -1, -1)
+    assert_same_detections(found, expected, probabilities, boxes, **options)
+    assert torch.equal(found.labels, expected.labels)
 
 
 @pytest.mark.parametrize("value", [1e30, -1e30, 100.0, -100.0, math.inf, -math.inf, math.nan])
@@ -200,9 +217,9 @@ def apart(n: int) -> Tensor:
 @pytest.mark.parametrize("background", [None, 0])
 def test_every_device_decides_the_same(device, kind, background):
     inputs = heads(5, classes=20, kind=kind)
-    options = {"scores": "sigmoid", "background_index": background}
-    found = Detections(*(x.cpu() for x in detect(*(x.to(device) for x in inputs), **options)))
-    assert_matches_reference(found, *inputs, background_index=background)
+    options = {"background_index": background, "top_k": 40}
+    found = detect(*(x.to(device) for x in inputs), scores="sigmoid", **options)
+    assert_matches_reference(Detections(*(x.cpu() for x in found)), *inputs, **options)
 
 
 def test_a_row_may_hold_several_classes_or_none(device):
