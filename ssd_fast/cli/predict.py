@@ -191,9 +191,14 @@ class _Writer:
         from ssd_fast.engine.prediction_formats import coco_images, coco_results
 
         known = []
+        owners: dict[int, str] = {}
         for image in self.described:
+            file = image["file"]
             try:
-                self.ids.of_images([image["file"]])
+                (number,) = self.ids.of_images([file])
+                # Without annotations the numbers of all files are given together, each its own.
+                if self.ids.images is not None and owners.setdefault(number, file) != file:
+                    raise ValueError(f"{file}: {owners[number]} has the same id, {number}")
                 known.append(image)
             except ValueError as error:
                 _complain(f"{error}; it is not in coco_results.json")

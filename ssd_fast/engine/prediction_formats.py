@@ -77,8 +77,12 @@ class COCOIds:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
-            images = {str(row["file_name"]): int(row["id"]) for row in content["images"]}
-            categories = {str(row["name"]): int(row["id"]) for row in content["categories"]}
+            # Names as `COCODataset` takes them.
+            images = {
+                str(row["file_name"]).replace("\\", "/"): int(row["id"])
+                for row in content["images"]
+            }
+            categories = {str(row["name"]).strip(): int(row["id"]) for row in content["categories"]}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} is no COCO annotation file with images and categories: {error!r}"

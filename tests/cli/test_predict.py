@@ -276,17 +276,20 @@ def test_coco_ids_come_from_the_annotations(
     content = {
         "images": [
             {"id": 70, "file_name": "frame1.png"},
-            {"id": 71, "file_name": "frames/frame2.png"},
+            {"id": 71, "file_name": r"frames\frame2.png"},
         ],
-        "categories": [{"id": 10 * i, "name": name} for i, name in enumerate(names, 1)],
+        "categories": [{"id": 10 * i, "name": f"{name} "} for i, name in enumerate(names, 1)],
     }
     annotations = tmp_path / "instances.json"
     annotations.write_text(json.dumps(content))
     output = tmp_path / "out"
     arguments = ("--weights", weights, "--output", output, "--threshold", 0.1, "--formats", "coco")
     arguments = (*arguments, "--coco-annotations", annotations)
-    result = ssd_fast("predict", *arguments, *(frames / f"frame{i}.png" for i in (1, 2, 3)))
+    images = [frames / f"frame{i}.png" for i in (1, 2, 3)]
+    images.append(Path(shutil.copy(images[0], tmp_path)))
+    result = ssd_fast("predict", *arguments, *images)
     assert result.status == 2
+    assert f"{images[3]}: {images[0]} has the same id, 70; it is not in" in result.err
     assert "frame3.png: the COCO annotations have no image of this name" in result.err
     rows = json.loads((output / "coco_results.json").read_text())
     assert {row["image_id"] for row in rows} == {70, 71}
