@@ -78,7 +78,8 @@ class VOCFolder:
             if self.has(image_set):
                 return held_out(sorted(self.annotated), image_set)
         elif image_set in self.sets:
-            text = (self._lists / f"{image_set}.txt").read_text(encoding="utf-8", errors="replace")
+            path = self._lists / f"{image_set}.txt"
+            text = path.read_text(encoding="utf-8-sig", errors="replace")
             lines = [line.strip() for line in text.split("\n") if line.strip()]
             # A name may hold spaces; else a second column is the flag of a class (cat_train.txt).
             names = [line if line in self.annotated else line.split()[0] for line in lines]

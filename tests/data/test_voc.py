@@ -278,6 +278,14 @@ def test_without_sets_every_fifth_image_is_held_out(folder: VOCFolder) -> None:
         VOCDataset(folder.root, "x")
 
 
+def test_a_list_may_begin_with_a_mark_of_its_encoding(good: VOCFolder) -> None:
+    path = good.root / "ImageSets" / "Main" / "train.txt"
+    path.write_text("a\r\nb\r\n", encoding="utf-8-sig")  # as Windows' editor saves it
+    dataset = VOCDataset(good.root)
+    assert dataset.problems == ()
+    assert len(dataset) == 2
+
+
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
 def test_few_images_are_split_as_well(folder: VOCFolder, count: int) -> None:
     shutil.rmtree(folder.root / "ImageSets")
