@@ -180,7 +180,8 @@ class _Stream(Sampler[list[tuple[int, int]]]):
 
 def _mix(seed: int, epoch: int) -> int:
     """One seed of two numbers, so that epoch 1 of seed 0 is not epoch 0 of seed 1."""
-    return random.Random((seed << 64) | epoch).getrandbits(63)
+    # Python's generator takes -1 for 1.
+    return random.Random((seed % 2**64 << 64) | epoch).getrandbits(63)
 
 
 def _collate(samples: Sequence[_Sample]) -> Batch:

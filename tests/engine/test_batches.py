@@ -77,6 +77,7 @@ def test_workers_draw_the_same_batches():
 def test_seeds_differ():
     samples = TrainingSamples(numbered(10), augmentation(8, flip=0.0))
     assert numbers(samples, seed=1) != numbers(samples, seed=0)
+    assert numbers(samples, seed=1) != numbers(samples, seed=-1)
 
 
 def test_a_batch_may_be_larger_than_the_set():
