@@ -219,6 +219,7 @@ def _read_images(
     path: Path, entries: Sequence[Any], problems: list[Problem]
 ) -> Iterator[CocoImage]:
     seen: set[int | str] = set()
+    files: set[str] = set()
     for position, entry in enumerate(entries, 1):
         number = _identity(entry, "id")
         name = entry.get("file_name") if isinstance(entry, dict) else None
@@ -228,12 +229,17 @@ def _read_images(
         elif number in seen:
             fault = f"image number {position}, {name}: its id {number!r} belongs to one before it"
             problems.append(Problem(path, None, fault))
+        elif (file := name.replace("\\", "/")) in files:
+            # Each of the two would show the other's objects as background.
+            fault = f"image number {position}, {name}: one before it is of this file; merge both"
+            problems.append(Problem(path, None, fault))
         else:
             seen.add(number)
+            files.add(file)
             width, height = _finite(entry.get("width")), _finite(entry.get("height"))
             known = width is not None and height is not None and width >= 1 and height >= 1
             size = (int(width or 0), int(height or 0)) if known else None
-            yield CocoImage(number, name.replace("\\", "/"), size)
+            yield CocoImage(number, file, size)
 
 
 def _read_object(entry: Any, number: int | str, names: Mapping[int, str]) -> CocoObject | None:

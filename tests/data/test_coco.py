@@ -172,6 +172,7 @@ def test_a_mark_of_the_byte_order_is_no_error(coco: COCOFolder) -> None:
     ("broken", "fault"),
     [
         (image(5, "c.jpg"), "image number 3, c.jpg: its id 5 belongs to one before it"),
+        (image(6, "a.jpg"), "image number 3, a.jpg: one before it is of this file; merge both"),
         (image(8, "c.jpg"), "c.jpg: the image is missing"),
         (image(8, "../secret.jpg"), "the file name '../secret.jpg' leads out of "),
         (image(8, "d/../../../secret.jpg"), "leads out of "),
