@@ -61,25 +61,28 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         """Checks every number once, before anything is read or built."""
-        limits = {
-            "steps": self.steps >= 1,
-            "batch_size": self.batch_size >= 1,
-            "optimizer": self.optimizer in ("adamw", "sgd"),
-            "learning_rate": 0 < self.learning_rate < math.inf,
-            "momentum": 0 <= self.momentum < 1,
-            "schedule": self.schedule in ("cosine", "multistep"),
-            "milestones": all(0 < share <= 1 for share in self.milestones),
-            "gamma": 0 < self.gamma <= 1,
-            "warmup": self.warmup >= 0,
-            "weight_decay": 0 <= self.weight_decay < math.inf,
-            "clip_norm": self.clip_norm > 0,
-            "average": 0 <= self.average < 1,
-            "freeze": self.freeze >= 0,
-            "augment": self.augment in ("ssd", "torchvision", "flip", "none"),
-            "compile": self.compile in ("no", "default", "cuda-graphs"),
-            "workers": self.workers >= 0,
-            "max_skipped": self.max_skipped >= 1,
+        words = {
+            "optimizer": ("adamw", "sgd"),
+            "schedule": ("cosine", "multistep"),
+            "augment": ("ssd", "torchvision", "flip", "none"),
+            "compile": ("no", "default", "cuda-graphs"),
         }
-        for name, good in limits.items():
-            if not good:
-                raise ValueError(f"{name}: {getattr(self, name)} is out of range")
+        for name, known in words.items():
+            self._check(name, getattr(self, name) in known, f"one of {', '.join(known)}")
+        for name in ("steps", "batch_size", "max_skipped"):
+            self._check(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("warmup", "freeze", "workers"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("momentum", "average"):
+            self._check(name, 0 <= getattr(self, name) < 1, "0 or more and less than 1")
+        rate, decay = self.learning_rate, self.weight_decay
+        self._check("learning_rate", 0 < rate < math.inf, "a finite number above 0")
+        self._check("weight_decay", 0 <= decay < math.inf, "a finite number, 0 or more")
+        self._check("clip_norm", self.clip_norm > 0, "more than 0; inf for no limit")
+        self._check("gamma", 0 < self.gamma <= 1, "more than 0 and at most 1")
+        shares = all(0 < share <= 1 for share in self.milestones)
+        self._check("milestones", shares, "shares of the run, more than 0 and at most 1")
+
+    def _check(self, name: str, good: bool, expected: str) -> None:
+        if not good:
+            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")

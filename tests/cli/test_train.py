@@ -273,7 +273,7 @@ def test_a_home_folder_that_the_shell_left(
         (["--data", "coco:x"], "--data: x: there is no such folder"),
         (["--data", "voc:"], "--data: expected a folder after voc:"),
         (["--data", "voc:/no/such/folder"], "/no/such/folder: there is no such folder"),
-        (["--data", "shapes", "--steps", "0"], "steps: 0 is out of range"),
+        (["--data", "shapes", "--steps", "0"], "steps: expected 1 or more, got 0"),
         (["--data", "shapes", "--epochs", "0"], "--epochs: expected more than 0"),
         (["--data", "shapes", "--validate-every", "inf"], "--validate-every: expected a number"),
         (["--data", "shapes", "--validate-every", "nan"], "at the end alone, got nan"),
