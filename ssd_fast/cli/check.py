@@ -88,7 +88,8 @@ def _open(folders: Folders) -> tuple[Mapping[str, FolderDataset], list[Problem],
             message = f"the annotation is missing, and the set {image_set} lists it"
             problems += [Problem(year.annotation_path(name), None, message) for name in missing]
         sets = ", ".join(f"{name} {len(listed)}" for name, listed in names.items())
-        notes.append(f"Sets of {year.root}: {sets or 'none, so every fifth image is held out'}")
+        sets = sets or "none, so every fifth image, or the last of fewer, is held out"
+        notes.append(f"Sets of {year.root}: {sets}")
         held_out = {name: names.get(name, []) for name in ("train", "val", "test")}
         notes += _shared({name: set(listed) for name, listed in held_out.items()})
         stems = Counter(path.stem for path in set(year.images.values()))

@@ -188,6 +188,7 @@ class Trainer:
             "step": self.step,
             "skipped": self.skipped,
             "dropped_boxes": self.dropped_boxes,
+            "seconds_waiting": self.seconds_waiting,
             "model": self.model.state_dict(),
             "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -203,6 +204,7 @@ class Trainer:
         self.step = state["step"]
         self.skipped = state["skipped"]
         self.dropped_boxes = state["dropped_boxes"]
+        self.seconds_waiting = state.get("seconds_waiting", 0.0)  # older ones do not say
         self.model.load_state_dict(state["model"])
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])

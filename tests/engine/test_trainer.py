@@ -46,6 +46,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(trainer: Callable[..., Train
     second = trainer()
     second.load_state_dict(torch.load(buffer, weights_only=True))
     assert second.step == 2
+    assert second.seconds_waiting == first.seconds_waiting > 0
     reports = list(second.run())
     assert [report.step for report in reports] == [3, 4]
     for mine, theirs in (
