@@ -135,7 +135,9 @@ def report_shown(
     source = {**source, "weights_sha256": weights_digest(source["weights"])}
     report = make_report(detections, targets, evaluation, source)
     page, *_ = write_report(output_folder(folder), report, dataset, detections)
-    console.say(f"Score threshold with the best F1: {report.score_threshold:.3f}; see {page}")
+    found = float(report.thresholds.mean_f1[report.thresholds.overall]) > 0
+    threshold = f"Score threshold with the best F1: {report.score_threshold:.3f}"
+    console.say(f"{threshold if found else 'No score threshold finds an object'}; see {page}")
 
 
 def _without(

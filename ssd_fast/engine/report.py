@@ -216,7 +216,8 @@ def read_threshold(weights: str | os.PathLike[str]) -> tuple[float, Path] | None
         weights: the file; `report.json` is looked for beside it and one folder deeper.
 
     Returns:
-        The threshold and the report, or None: there is no report, or none about these weights.
+        The threshold and the report, or None: there is no report, none about these weights, or one
+        in which no threshold finds anything.
     """
     folder = Path(weights).parent
     found = [folder / "report.json", *sorted(folder.glob("*/report.json"))]
@@ -225,6 +226,8 @@ def read_threshold(weights: str | os.PathLike[str]) -> tuple[float, Path] | None
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             threshold, about = float(report["score_threshold"]), report["weights_sha256"]
+            if not report.get("score_threshold_f1", 1.0):
+                continue
         except (OSError, ValueError, KeyError, TypeError):
             continue
         digest = digest or weights_digest(weights)

@@ -5,12 +5,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ssd_fast.cli.console import Console
 from ssd_fast.engine.evaluation import score_detections
+from ssd_fast.engine.report import read_threshold
 from ssd_fast.engine.weights import save_weights
 from ssd_fast.models import ssd300_vgg16
 
@@ -112,7 +114,17 @@ def test_the_rules_can_be_chosen(ssd_fast: Callable, voc: Path, weights: Path, t
     assert json.loads((tmp_path / "coco.json").read_text())["coco"]["ap"] is not None
 
 
-def test_a_report_is_written(ssd_fast: Callable, voc: Path, weights: Path, tmp_path: Path):
+def test_a_report_is_written(
+    ssd_fast: Callable, voc: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def find_all_but_one(_: object, dataset: Any, *more: object, **options: object) -> Any:
+        targets = [dataset[i][1] for i in range(len(dataset))]
+        found = [
+            {k: t[k][int(i == 0) :] for k in ("boxes", "labels")} for i, t in enumerate(targets)
+        ]
+        return [d | {"scores": torch.full((len(d["labels"]),), 0.8)} for d in found], targets
+
+    monkeypatch.setattr("ssd_fast.cli.evaluate.detect_shown", find_all_but_one)
     arguments = ("eval", "--weights", weights, "--data", f"voc:{voc}", "--output", tmp_path / "r")
     result = ssd_fast(*arguments)
     assert result.status == 0, result.err
@@ -121,6 +133,9 @@ def test_a_report_is_written(ssd_fast: Callable, voc: Path, weights: Path, tmp_p
     assert report["weights"] == str(weights)
     assert f"best F1: {report['score_threshold']:.3f}" in result.out
     assert Path(report["worst_images"][0]["file"]).parent == voc / "JPEGImages"
+    assert read_threshold(weights) is None
+    shutil.copy(weights, tmp_path / "weights.safetensors")
+    assert read_threshold(tmp_path / "weights.safetensors")[0] == report["score_threshold"]
 
 
 def test_an_image_that_does_not_decode_is_left_out_by_name(

@@ -162,9 +162,10 @@ def test_the_threshold_is_that_of_the_same_weights(tmp_path: Path):
     assert read_threshold(weights) is None
     (tmp_path / "report").mkdir()
     path = tmp_path / "report" / "report.json"
-    path.write_text(
-        json.dumps({"score_threshold": 0.25, "weights_sha256": weights_digest(weights)})
-    )
+    report = {"score_threshold": 0.25, "weights_sha256": weights_digest(weights)}
+    path.write_text(json.dumps(report | {"score_threshold_f1": 0.0}))
+    assert read_threshold(weights) is None
+    path.write_text(json.dumps(report | {"score_threshold_f1": 0.1}))
     assert read_threshold(weights) == (0.25, path)
     (tmp_path / "report.json").write_text("{")
     assert read_threshold(weights) == (0.25, path)
