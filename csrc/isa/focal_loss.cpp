@@ -7,15 +7,10 @@ namespace {
 
 constexpr auto kNoPreparation = [](const SelectedRow&) {};
 
-FocalBlock& scratch_block() {
-  thread_local FocalBlock block;
-  return block;
-}
-
 }  // namespace
 
 void focal_assign_images(const FocalForwardJob& job, int64_t begin, int64_t end) {
-  thread_local Matcher matcher;
+  Matcher& matcher = of_this_thread<Matcher>();
   const LossInputs& inputs = job.inputs;
   for (int64_t image = begin; image < end; ++image) {
     float* scratch = scratch_floats(job.assignment.blocks.blocks() * kBlock);
@@ -30,7 +25,7 @@ void focal_assign_images(const FocalForwardJob& job, int64_t begin, int64_t end)
 }
 
 double focal_loss_chunk(const FocalForwardJob& job, const FocalChunk& chunk) {
-  FocalBlock& block = scratch_block();
+  FocalBlock& block = of_this_thread<FocalBlock>();
   const int32_t* code = job.code + chunk.image * job.inputs.P + chunk.prior;
   double positive = 0, negative = 0;
   with_gamma(job.focal.gamma, [&](auto gamma) {
@@ -59,8 +54,8 @@ void focal_loss_chunk_backward(const FocalBackwardJob& job, const FocalChunk& ch
     float* gradient;
     float value;
   };
-  thread_local std::vector<Place> places;
-  FocalBlock& block = scratch_block();
+  auto& places = of_this_thread<std::vector<Place>>();
+  FocalBlock& block = of_this_thread<FocalBlock>();
   const double scale = job.class_scales[chunk.image];
   const int32_t* code = job.code + chunk.image * job.inputs.P + chunk.prior;
   with_gamma(job.focal.gamma, [&](auto gamma) {

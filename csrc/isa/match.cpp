@@ -43,7 +43,7 @@ void bound_blocks(PriorBlocks& priors) {
 }
 
 void match_images(const MatchJob& job, int64_t begin, int64_t end) {
-  thread_local Matcher matcher;
+  Matcher& matcher = of_this_thread<Matcher>();
   matcher.reset(job.priors, job.options, scratch_floats(job.priors.blocks() * kBlock));
   for (int64_t image = begin; image < end; ++image) {
     const RowRange range = image_rows(job.objects.offsets, image, job.objects.N);

@@ -2,6 +2,8 @@
 // Selection of hard negatives for one instruction set.
 #include "../mine.h"
 
+#include "../scratch.h"
+
 namespace ssd_fast::SSD_FAST_ISA {
 namespace {
 
@@ -23,7 +25,7 @@ Counts count_matches(const int32_t* match, int64_t P) {
 }  // namespace
 
 void mine_images(const MineJob& job, int64_t begin, int64_t end) {
-  thread_local Selector selector;
+  Selector& selector = of_this_thread<Selector>();
   const int64_t P = job.P;
   for (int64_t image = begin; image < end; ++image) {
     const float* loss = job.loss + image * P;
