@@ -219,7 +219,7 @@ def open_validation(
 
 def _image_sets(data: str | Sequence[str], among: Sequence[str]) -> list[str]:
     """Those of the names whose sets the data has; the first name where it has none of them."""
-    from ssd_fast.data.coco_layout import find_sets, pick_set
+    from ssd_fast.data.coco_layout import find_sets, pick_sets
     from ssd_fast.data.voc_folder import find_voc_folders
 
     folders = find_folders(data)
@@ -227,7 +227,7 @@ def _image_sets(data: str | Sequence[str], among: Sequence[str]) -> list[str]:
         return [among[0]]
     if folders.layout == "coco":
         sets = find_sets(folders.roots[0])
-        found = [name for name in among if pick_set(sets, name) is not None]
+        found = [name for name in among if pick_sets(sets, name)]
     else:
         years = find_voc_folders(folders.roots)
         found = [name for name in among if any(year.has(name) for year in years)]

@@ -23,7 +23,7 @@ from ssd_fast.data.coco_layout import (
     image_path,
     images_folder,
     is_file,
-    pick_set,
+    pick_sets,
 )
 from ssd_fast.data.images import check_image, other_size, read_image
 from ssd_fast.data.problems import BrokenSample, EmptyDatasetError, Problem, summary
@@ -264,9 +264,13 @@ def _find(root: Path, image_set: str) -> tuple[CocoSet, str]:
             f"{root}: found no annotations in COCO's format: neither annotations/instances_*.json"
             " nor _annotations.coco.json"
         )
-    name = pick_set(sets, image_set)
-    if name is not None:
-        return sets[name], "all"
+    names = pick_sets(sets, image_set)
+    if len(names) > 1:
+        raise ValueError(
+            f"image_set: {image_set!r} fits several sets of {root}: {', '.join(names)}; say which"
+        )
+    if names:
+        return sets[names[0]], "all"
     if "" in sets:
         return sets[""], image_set
     raise ValueError(f"image_set: {root} has no set {image_set!r}, only {', '.join(sets)}")

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-__all__ = ["CocoSet", "find_sets", "image_path", "images_folder", "is_file", "pick_set"]
+__all__ = ["CocoSet", "find_sets", "image_path", "images_folder", "is_file", "pick_sets"]
 
 _ROBOFLOW = "_annotations.coco"
 _WHOLE = re.compile(rf"({_ROBOFLOW}|_?annotations?|instances(_default)?|result|coco)")
@@ -61,21 +61,22 @@ def find_sets(root: Path) -> dict[str, CocoSet]:
     return found
 
 
-def pick_set(sets: Iterable[str], wanted: str) -> str | None:
-    """The set that a user means by a name: "train" is train2017, "val" is valid, too.
+def pick_sets(sets: Mapping[str, CocoSet], wanted: str) -> list[str]:
+    """The sets that a user may mean by a name: "train" is train2017, "val" is valid, too.
 
     Args:
-        sets: names of `find_sets`.
+        sets: from `find_sets`.
         wanted: a name.
 
     Returns:
-        One of the names, None if none fits.
+        Of those that fit the ones whose folder of images is there, or all where none is: one name
+        as a rule, several where the user has to say which, none if no name fits.
     """
-    names = list(sets)
-    if wanted in names:
-        return wanted
-    fits = [name for name in names if _canonical(name) == _canonical(wanted)]
-    return fits[0] if fits else None
+    if wanted in sets:
+        return [wanted]
+    fits = [name for name in sets if _canonical(name) == _canonical(wanted)]
+    here = [name for name in fits if any(f.is_dir() for f in sets[name].folders if f.name == name)]
+    return here or fits
 
 
 def images_folder(folders: Sequence[Path], file_names: Sequence[str]) -> Path:

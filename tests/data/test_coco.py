@@ -297,6 +297,17 @@ def test_layouts(tmp_path: Path, coco: COCOFolder, name: str, folder: str, asked
     assert len(COCODataset(root / folder, annotations=root / name)) == 2
 
 
+def test_of_two_years_the_one_with_images_is_meant(coco: COCOFolder) -> None:
+    coco.write()
+    older = coco.file.with_name("instances_train2014.json")
+    shutil.copy(coco.file, older)
+    assert COCODataset(coco.root, "train").annotations == coco.file
+    shutil.copytree(coco.root / "train2017", coco.root / "train2014")
+    with pytest.raises(ValueError, match=r"'train' fits several .*: train2014, train2017; say"):
+        COCODataset(coco.root, "train")
+    assert COCODataset(coco.root, "train2014").annotations == older
+
+
 def test_one_file_is_split(coco: COCOFolder) -> None:
     coco.file = coco.root / "annotations.json"
     coco.images = [image(i, f"{i}.jpg") for i in (9, 8, 7, 6, 5)]
