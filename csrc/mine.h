@@ -128,12 +128,31 @@ class Selector {
   const int32_t* places() const { return places_.data(); }
   int64_t count() const { return count_; }
 
+  // Orders what was listed by these keys, one each with kLanes behind them, and calls take(i), in
+  // order, for the k of the largest order, the first among equals, 0 < k <= count().
+  template <typename Take>
+  void select_listed(int64_t k, const float* keys, const Take& take) {
+    for (int64_t i = 0; i < count_; i += kLanes) {
+      store(orders_.data() + i, mining_order(load(keys + i)));
+    }
+    take_reaching(bisect_orders(orders_.data(), count_, k, 0), k, take);
+  }
+
   // Calls take(p), in order, for the k candidates of the largest order, the lowest p first among
   // equals; k is at most the number of candidates.
   template <typename OrderOf, typename Take>
   void select(int64_t P, int64_t k, const OrderOf& order_of, const Take& take) {
     if (k <= 0) return;
     const int32_t last = bound(P, k, 0, order_of, [](Ints) { return Ints{}; });
+    take_reaching(last, k, [&](int64_t i) { take(places_[i]); });
+  }
+
+ private:
+  static constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+
+  // Calls take(i) for all that were listed above `last`, and for the first that equal it up to k.
+  template <typename Take>
+  void take_reaching(int32_t last, int64_t k, const Take& take) {
     store(orders_.data() + count_, splat(kNoOrder));
     int64_t ties = k - (last < kMost ? count_reaching(orders_.data(), count_, last + 1) : 0);
     for (int64_t i = 0; i < count_; i += kLanes) {
@@ -141,13 +160,10 @@ class Selector {
       uint32_t lanes = lanes_of(order >= last);
       for (; lanes != 0; lanes &= lanes - 1) {
         const int lane = __builtin_ctz(lanes);
-        if (order[lane] > last || ties-- > 0) take(places_[i + lane]);
+        if (order[lane] > last || ties-- > 0) take(i + lane);
       }
     }
   }
-
- private:
-  static constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
 
   // An order that about twice k candidates reach, or kNoOrder + 1, which all candidates reach,
   // where a sample tells nothing.

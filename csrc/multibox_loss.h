@@ -121,12 +121,8 @@ class MultiBoxImage {
     exact_keys_.resize(static_cast<size_t>(count + kLanes));
     exact_.compute(inputs.logits, image, inputs.options.background, rivals, count,
                    exact_keys_.data());
-    const auto exact_order_of = [&](int64_t i, int64_t some) {
-      const Ints order = mining_order(load(&exact_keys_[i]));
-      return lane_numbers() < static_cast<int32_t>(some) ? order : splat(kNoOrder);
-    };
     double loss = 0;
-    hardest_.select(count, k, exact_order_of, [&](int64_t i) {
+    rivals_.select_listed(k, exact_keys_.data(), [&](int64_t i) {
       code[rivals[i]] = kHardNegative;
       loss += negative_loss(inputs, image, rivals[i], exact_keys_[i]);
     });
@@ -207,8 +203,7 @@ class MultiBoxImage {
   }
 
   Matcher matcher_;
-  Selector rivals_;   // by rough keys
-  Selector hardest_;  // by exact ones
+  Selector rivals_;  // by rough keys, then by exact ones
   SoftmaxRow softmax_;
   ExactKeys exact_;
   std::vector<float> exact_keys_;  // of the rivals
