@@ -262,7 +262,7 @@ def launch_detect(
     max_log_scale: float | None,
     nms: int = 0,
     sigma: float = 0.5,
-    scores_by: int = 0,
+    scores: int = 0,
     block: int | None = None,
     capacity: int = CAPACITY,
     visit: int = BLOCK_N,
@@ -275,24 +275,24 @@ def launch_detect(
     """
     levels, inner = level_views(deltas, logits)
     B, P, C, K = deltas[0].size(0), priors.size(0), count_classes(deltas, logits), max_detections
-    _check(levels, P, C, background_index, scores_by)
-    boxes, scores = priors.new_empty((B, K, 4)), priors.new_empty((B, K))
+    _check(levels, P, C, background_index, scores)
+    boxes, found = priors.new_empty((B, K, 4)), priors.new_empty((B, K))
     labels = priors.new_empty((B, K), dtype=torch.int64)
     counts = priors.new_empty((B,), dtype=torch.int64)
     top_k = min(top_k, P)
     if B == 0 or top_k == 0 or (C == 1 and background_index == 0):
-        return boxes.zero_(), scores.zero_(), labels.zero_(), counts.zero_()
+        return boxes.zero_(), found.zero_(), labels.zero_(), counts.zero_()
     capacity = _fitting_capacity(capacity, P, C, top_k)
     block = block or ROWS_PER_PROGRAM[inner]
     blocks = count_blocks(levels, block)
-    total = priors.new_empty((0, 0) if scores_by == SIGMOID else (B, P))
+    total = priors.new_empty((0, 0) if scores == SIGMOID else (B, P))
     best = priors.new_empty((B, P))
     rows, seen = (priors.new_empty((B, n), dtype=torch.int32) for n in (P, C))
     keys, ordered = (priors.new_empty((B, capacity), dtype=torch.int64) for _ in range(2))
     used = priors.new_zeros((B,), dtype=torch.int32)
     threshold = ctypes.c_float(score_threshold).value
     options = {"C": C, "INNER": inner, "CAPACITY": capacity, "BLOCK_C": class_block(C)}
-    options["SIGMOID"] = scores_by == SIGMOID
+    options["SIGMOID"] = scores == SIGMOID
     _candidates_kernel[(B * blocks,)](
         levels,
         total,
@@ -322,7 +322,7 @@ def launch_detect(
         rows,
         seen,
         boxes,
-        scores,
+        found,
         labels,
         counts,
         P,
@@ -352,15 +352,15 @@ def launch_detect(
         maxnreg=REGISTERS,
         enable_fp_fusion=False,
     )
-    return boxes, scores, labels, counts
+    return boxes, found, labels, counts
 
 
-def _check(levels: tuple[Level, ...], P: int, C: int, background: int, scores_by: int) -> None:
+def _check(levels: tuple[Level, ...], P: int, C: int, background: int, scores: int) -> None:
     """Raises ValueError where the kernels would read out of bounds."""
     rows = sum(level.groups * level.rows for level in levels)
     if rows != P:
         raise ValueError(f"priors: expected one for each of the {rows} rows of deltas, got {P}")
-    lowest = -1 if scores_by == SIGMOID else 0
+    lowest = -1 if scores == SIGMOID else 0
     if not lowest <= background < C:
         raise ValueError(f"background_index: expected from {lowest} to {C - 1}, got {background}")
 

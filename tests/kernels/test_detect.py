@@ -123,7 +123,7 @@ def _launch(case: Case, device, deltas, logits, priors, bounds=None) -> Detectio
         [x.to(device) for x in deltas], [x.to(device) for x in logits], priors.to(device),
         case.threshold, case.top_k, case.iou_threshold, case.K, (0.1, 0.2), case.background,
         case.clip, None if bounds is None else bounds.to(device), case.max_log_scale,
-        nms=NMS[case.nms], sigma=case.sigma, scores_by=SCORES[case.scores],
+        nms=NMS[case.nms], sigma=case.sigma, scores=SCORES[case.scores],
         block=case.block, capacity=case.capacity, visit=case.visit,
     )  # fmt: skip
     return Detections(*(x.cpu() for x in found))
