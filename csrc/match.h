@@ -239,7 +239,7 @@ class Matcher {
     constexpr float kTiny = 1e-4f;
     Claim best{found, -1};
     do {
-      least_iou = best.iou > 0 ? best.iou : (least_iou > kTiny ? least_iou / 4 : 0);
+      least_iou = best.iou > 0 ? best.iou : (least_iou > kTiny ? std::min(least_iou / 4, 1.0f) : 0);
       best = best_prior(box, box_area, least_iou, scan);
     } while (best.iou < least_iou);
     return best;

@@ -38,7 +38,7 @@ inline int64_t number_classes(const int64_t* idxs, int64_t n, std::vector<int32_
   if (n == 0) return 0;
   const auto [least, greatest] = std::minmax_element(idxs, idxs + n);
   const uint64_t range = static_cast<uint64_t>(*greatest) - static_cast<uint64_t>(*least);
-  if (range < 2 * static_cast<uint64_t>(n) + 1024) {
+  if (range < std::min(2 * static_cast<uint64_t>(n) + 1024, uint64_t{1} << 31)) {
     for (int64_t i = 0; i < n; ++i) (*labels)[i] = static_cast<int32_t>(idxs[i] - *least);
     return static_cast<int64_t>(range) + 1;
   }

@@ -7,6 +7,7 @@
 // of a call lie in one slab of large pages, and of the slabs that come back, the last is kept for
 // the next call: zeroed by stores that pass the caches by, at 40 GB/s, it costs a fifth. Nothing is
 // known of what a slab holds when it comes back, for its gradients may have been changed in place.
+// A gradient that somebody keeps holds its slab whole, and its storage cannot be resized.
 #pragma once
 
 #include <algorithm>
@@ -56,7 +57,7 @@ class Slab {
 
  private:
   static constexpr int64_t kMostKept = int64_t{256} << 20;
-  static constexpr int64_t kPage = 4096;
+  static constexpr int64_t kPage = int64_t{64} << 10;  // a multiple of every system's
   static constexpr int64_t kLargePage = int64_t{2} << 20;
 
   Slab(char* data, int64_t capacity) : data_(data), capacity_(capacity) {}

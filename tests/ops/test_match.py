@@ -111,6 +111,15 @@ def test_threshold_is_inclusive_unless_strict() -> None:
     assert _match(UNIT, box, assign="none", strict=True, low_threshold=0.5) == [-2]
 
 
+@pytest.mark.parametrize("iou_threshold", [1.5, 3e38, 1e39])
+def test_a_threshold_that_no_overlap_reaches_leaves_the_claims(iou_threshold) -> None:
+    """The last one is infinite as a float32."""
+    box = torch.tensor([[0.0, 0, 1, 0.5]])
+    assert _match(UNIT, box, iou_threshold=iou_threshold, assign="none") == [-1]
+    for assign in ("last", "bipartite"):
+        assert _match(UNIT, box, iou_threshold=iou_threshold, assign=assign) == [0]
+
+
 def test_an_object_that_overlaps_nothing_claims_nothing() -> None:
     """Peers force it on prior 0; a shared edge is no overlap either."""
     for assign in ASSIGNS:
