@@ -20,7 +20,7 @@ from benchmarks.peers import amdegroot, lufficc, nvidia, sgrvinod, torchvision_s
 from benchmarks.peers.torchvision_installed import installed_torchvision
 from ssd_fast import ops
 from ssd_fast.ops.multibox_loss import multibox_loss_reference
-from ssd_fast.testing import assert_close
+from ssd_fast.testing import RELATIVE_TOLERANCE, assert_close
 
 MINING_BAND = 1e-3
 """Relative. A log-softmax near 0.005, where the boundary lies, has float32 errors of 2e-4 of it."""
@@ -191,7 +191,11 @@ class LossChecks:
         actual_deltas, actual_logits = (
             gradient.transpose(1, 2) if system.transposed else gradient for gradient in actual
         )
-        assert_close(actual_deltas, expected_deltas, what="gradient of the deltas")
+        # torchvision encodes boxes in float32: of 32 images the worst one is 1.4e-5 off.
+        tolerance = RELATIVE_TOLERANCE if system.name == "ssd_fast" else 3 * RELATIVE_TOLERANCE
+        assert_close(
+            actual_deltas, expected_deltas, tolerance=tolerance, what="gradient of the deltas"
+        )
         decided = ~self._at_the_boundary(expected_logits)
         assert_close(
             actual_logits[decided], expected_logits[decided], what="gradient of the logits"
