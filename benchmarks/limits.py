@@ -38,7 +38,7 @@ class Work:
         times = {
             f"reading {_amount(self.read)}": reading(self.read, cache),
             f"writing {_amount(self.written)}": writing(self.written),
-            f"{self.exponentials / 1e6:.3g} million exponentials": exponentials(self.exponentials),
+            f"torch.exp of {self.exponentials / 1e6:.3g} million": exponentials(self.exponentials),
         }
         what = max(times, key=times.__getitem__)
         return what, times[what]

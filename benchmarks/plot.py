@@ -86,7 +86,7 @@ def table(groups: list[Group]) -> str:
     """A Markdown table: one line a group, one column a contender; limits last, if there are any."""
     names = list(dict.fromkeys(row.contender for group in groups for row in group.rows))
     limited = any(group.limit for group in groups)
-    heads = [*names, "limit (the first column takes)"] if limited else names
+    heads = [*names, "yardstick (the first column takes)"] if limited else names
     lines = [
         "| " + " | ".join(["", *heads]) + " |",
         "|---|" + "---:|" * len(heads),

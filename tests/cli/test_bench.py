@@ -25,7 +25,7 @@ def test_a_checkout_is_timed(ssd_fast: Callable, tmp_path: Path):
         f"mine, B=1, 1-8 objects, {cache}" for cache in ("cold", "hot")
     }
     assert report.with_suffix(".svg").exists()
-    assert "limit (the first column takes)" in result.out
+    assert "yardstick (the first column takes)" in result.out
 
 
 @needs_checkout
