@@ -191,8 +191,10 @@ class LossChecks:
         actual_deltas, actual_logits = (
             gradient.transpose(1, 2) if system.transposed else gradient for gradient in actual
         )
-        # torchvision encodes boxes in float32: of 32 images the worst one is 1.4e-5 off.
-        tolerance = RELATIVE_TOLERANCE if system.name == "ssd_fast" else 3 * RELATIVE_TOLERANCE
+        # torchvision rounds boxes to float32 in pixels: of 32 images the worst is 1.4e-5 off, and
+        # in float64 1e-15. Everybody else keeps the tolerance.
+        rounds = system.name.startswith("torchvision")
+        tolerance = (3 if rounds else 1) * RELATIVE_TOLERANCE
         assert_close(
             actual_deltas, expected_deltas, tolerance=tolerance, what="gradient of the deltas"
         )

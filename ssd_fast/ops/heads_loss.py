@@ -18,7 +18,7 @@ from ssd_fast.ops._arguments import LOGIT_DTYPES, check_heads, resolve_backgroun
 from ssd_fast.ops._library import library, register
 from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS, check_loss_tensors, loss_options
 from ssd_fast.ops._loss_autograd import differentiable_once
-from ssd_fast.ops._multibox import loss_reference
+from ssd_fast.ops._multibox import fake_forward, loss_reference
 from ssd_fast.ops._sparse_convolution import (
     Level,
     are_small,
@@ -339,13 +339,7 @@ def _fake(
         ]
         for weights in (delta_weights, logit_weights)
     ]
-    return (
-        priors.new_empty(()),
-        priors.new_empty(()),
-        priors.new_empty((batch,), dtype=torch.int64),
-        priors.new_empty((batch, priors.size(0)), dtype=torch.int32),
-        *maps,
-    )
+    return (*fake_forward(maps[0], maps[1], priors), *maps)
 
 
 def _backward_fake(
