@@ -124,20 +124,20 @@ class SoftmaxRow {
   template <typename T>
   void load_contiguous(const T* logits, int64_t target) {
     constexpr float kLarge = 40.0f;
+    const float own = to_float(logits[target]);
     shift_ = 0;
-    const Floats greatest = take_ratios(logits, target);
-    if (!any_above(greatest, splat(kLarge))) return;
-    shift_ = fold_lanes(greatest, [](Floats a, Floats b) { return max(a, b); });
-    take_ratios(logits, target);
+    if (!any_above(take_ratios(logits, target, own), splat(kLarge))) return;
+    const float largest = largest_logit(logits);
+    shift_ = static_cast<double>(largest) - own;
+    take_ratios(logits, target, largest);
   }
 
-  // Fills in the ratios and their sum; returns the greatest difference to the target's logit in
-  // each lane, at least 0.
+  // Fills in the ratios, exp(x_c - reference), and their sum; returns the greatest difference in
+  // each lane, at least 0. One subtraction a logit: a second one would round what is small beside
+  // logits of several hundred a second time, to 1e-4 of the ratio.
   template <typename T>
-  Floats take_ratios(const T* logits, int64_t target) {
+  Floats take_ratios(const T* logits, int64_t target, float reference) {
     constexpr float kNothing = -std::numeric_limits<float>::infinity();
-    const float reference = to_float(logits[target]);
-    const float shift = static_cast<float>(shift_);
     Ints c = lane_numbers();
     Floats greatest{};
     Floats partial[kPartial / kLanes] = {};
@@ -151,7 +151,7 @@ class SoftmaxRow {
             (c < static_cast<int32_t>(classes_)) & (c != static_cast<int32_t>(target));
         const Floats difference = other ? logit - reference : splat(kNothing);
         greatest = max(difference, greatest);  // in this order a NaN is passed over
-        const Floats ratio = exp(difference - shift);
+        const Floats ratio = exp(difference);
         store(&ratios_[at], ratio);
         partial[i] += ratio;
       }
@@ -163,6 +163,14 @@ class SoftmaxRow {
     }
     others_ = fold_lanes(partial[0], [](Floats a, Floats b) { return a + b; });
     return greatest;
+  }
+
+  // The largest logit of a row in which one is above the target's, NaN passed over.
+  template <typename T>
+  float largest_logit(const T* logits) const {
+    float largest = -std::numeric_limits<float>::infinity();
+    for (int64_t c = 0; c < classes_; ++c) largest = std::max(largest, to_float(logits[c]));
+    return largest;
   }
 
   int64_t classes_ = 0;

@@ -31,13 +31,17 @@ def relative_exponentials(logits: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     """``exp(x_c - x_target - shift)`` with 0 for the target itself (n, C), and the shift (n, 1).
 
     The shift is 0 as long as no exponential overflows: small losses keep all their digits, which
-    a log-softmax loses to cancellation.
+    a log-softmax loses to cancellation. Otherwise it is that of the largest logit, from which the
+    others are subtracted: by way of the target's they would be rounded twice, and logits of several
+    hundred lose four digits of what is left.
     """
     target = target.unsqueeze(1)
-    difference = (logits - logits.gather(1, target)).scatter(1, target, 0)
-    largest = difference.detach().amax(dim=1, keepdim=True)
-    shift = torch.where(largest > LARGE, largest, torch.zeros_like(largest))
-    return (difference - shift).exp().scatter(1, target, 0), shift
+    own = logits.gather(1, target)
+    largest = logits.detach().amax(dim=1, keepdim=True)
+    is_far = largest - own > LARGE
+    difference = (logits - torch.where(is_far, largest, own)).scatter(1, target, 0)
+    shift = torch.where(is_far, largest - own, torch.zeros_like(own))
+    return difference.exp().scatter(1, target, 0), shift
 
 
 def cross_entropy(

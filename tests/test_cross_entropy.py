@@ -51,6 +51,16 @@ def test_large_losses_do_not_overflow() -> None:
     assert cross_entropy(logits, torch.tensor([0, 0])).tolist() == [200.0, torch.tensor(1e30)]
 
 
+def test_large_logits_share_a_gradient_to_all_digits() -> None:
+    """Two rivals far above the target: what they share depends on their difference alone."""
+    logits = torch.tensor([[-777.7, 601.3, 600.9, 590.0]])
+    gradient = cross_entropy_gradient(logits, torch.tensor([0]))
+    exact = cross_entropy_gradient(logits.double(), torch.tensor([0]))
+    torch.testing.assert_close(gradient.double(), exact, rtol=1e-6, atol=0)
+    softmax = logits.double().softmax(1)
+    torch.testing.assert_close(exact, softmax - torch.tensor([[1.0, 0, 0, 0]]).double())
+
+
 def test_key_is_the_expm1_of_the_background_loss() -> None:
     """Mining by the key is mining by the loss."""
     logits = torch.randn(3, 40, 5, generator=seeded(0)).double()
