@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Matching of priors to the objects of one image. Contract: ssd_fast/ops/match.py. Torch-free.
 //
-// What it costs: priors are taken in blocks of sixteen neighbours. A call reads the priors once to
-// bound the blocks (P * 16 bytes in, P * 1.5 out). An object then tests P / 16 bounds, about a
-// cycle each, and computes the IoU only in the blocks whose bound reaches the threshold, some
-// twenty of SSD's, whatever P is. The bound is built from the operations of the IoU itself, each
-// of which is monotonic after rounding too, so no decision can differ from the dense matrix.
+// What it costs: priors are taken in blocks of sixteen neighbours, blocks in groups of sixteen. A
+// call reads the priors once to bound both (P * 16 bytes in, P * 1.6 out). An object then tests the
+// P / 256 bounds of the groups, a vector at a time, the sixteen of each group that may hold what it
+// looks for, six or seven of SSD's, and computes the IoU only in the blocks whose bound reaches the
+// threshold, some twenty, of which three hold a match. The bound is built from the operations of
+// the IoU itself, each of which is monotonic after rounding too, so no decision can differ from the
+// dense matrix.
 #pragma once
 
 #include <algorithm>
@@ -51,40 +53,57 @@ struct Objects {
   int64_t N;
 };
 
-constexpr int64_t kBlock = 16;
+constexpr int64_t kBlock = 16;  // priors
+constexpr int64_t kGroup = 16;  // blocks
 
-// Priors in blocks of sixteen, each with the bounds of what is in it.
+// Bounds of boxes: least x1, least y1, greatest x2, greatest y2, least area, greatest area, each in
+// a vector of its own.
+class Bounds {
+ public:
+  void resize(int64_t count) {
+    count_ = count;
+    values_.resize(static_cast<size_t>(6 * count));
+  }
+
+  int64_t count() const { return count_; }
+  const float* operator[](int64_t which) const { return values_.data() + which * count_; }
+  float* operator[](int64_t which) { return values_.data() + which * count_; }
+
+ private:
+  int64_t count_ = 0;
+  std::vector<float> values_;
+};
+
+// Priors in blocks of sixteen, and these in groups of sixteen, each with the bounds of what is in
+// it.
 class PriorBlocks {
  public:
   // Takes (P, 4) priors, which must outlive the object; `bound_blocks` fills the bounds.
   void reset(const float* priors, int64_t P) {
     priors_ = priors;
     blocks_ = (P + kBlock - 1) / kBlock;
-    padded_ = (blocks_ + kBlock - 1) / kBlock * kBlock;
-    bounds_.resize(static_cast<size_t>(6 * padded_));
+    const int64_t groups = (blocks_ + kGroup - 1) / kGroup;
+    block_bounds.resize(groups * kGroup);
+    group_bounds.resize((groups + kGroup - 1) / kGroup * kGroup);
     // Boxes of NaN overlap nothing and bound nothing.
     std::fill_n(last_, 4 * kBlock, std::numeric_limits<float>::quiet_NaN());
     if (P > 0) std::copy(priors + 4 * kBlock * (blocks_ - 1), priors + 4 * P, last_);
   }
 
   int64_t blocks() const { return blocks_; }
-  int64_t padded() const { return padded_; }
 
   // The sixteen boxes of a block.
   const float* boxes(int64_t block) const {
     return block + 1 < blocks_ ? priors_ + 4 * kBlock * block : last_;
   }
 
-  // Least x1, least y1, greatest x2, greatest y2, least area, greatest area: one number a block.
-  const float* bound(int64_t which) const { return bounds_.data() + which * padded_; }
-  float* bound(int64_t which) { return bounds_.data() + which * padded_; }
+  // Of each block and of each group, both padded to whole groups by bounds of nothing.
+  Bounds block_bounds, group_bounds;
 
  private:
   const float* priors_ = nullptr;
   int64_t blocks_ = 0;
-  int64_t padded_ = 0;
   float last_[4 * kBlock];
-  std::vector<float> bounds_;
 };
 
 struct MatchJob {
@@ -126,6 +145,31 @@ inline Floats iou_with(const Boxes& priors, const Box& box, float box_area) {
   return overlap ? inter / sum : Floats{};
 }
 
+// What bounds are asked: whether a box within them may overlap an object by at least some IoU.
+struct Demand {
+  Floats x1, y1, x2, y2, area;
+  float floor;
+
+  Demand(const Box& box, float box_area, float least_iou)
+      : x1(splat(box.x1)),
+        y1(splat(box.y1)),
+        x2(splat(box.x2)),
+        y2(splat(box.y2)),
+        area(splat(box_area)),
+        // The slack outweighs the rounding of a product where the IoU has a quotient.
+        floor(least_iou < 1e-30f ? 0.0f : least_iou * (1 - 1e-6f)) {}
+
+  // Asks a vector of bounds, from number `first` on.
+  Ints met_by(const Bounds& bounds, int64_t first) const {
+    const auto bound = [&](int64_t which) { return load(bounds[which] + first); };
+    const Floats width = min(bound(2), x2) - max(bound(0), x1);
+    const Floats height = min(bound(3), y2) - max(bound(1), y1);
+    const Floats inter = min(min(width * height, area), bound(5));
+    const Floats sum = bound(4) + area - inter;
+    return (width > 0.0f) & (height > 0.0f) & ~(inter < sum * floor);
+  }
+};
+
 // The prior that an object overlaps most.
 struct Claim {
   float iou = 0;
@@ -142,7 +186,8 @@ class Matcher {
     best_iou_ = best_iou;
     touched_.assign(static_cast<size_t>(priors.blocks()), 0);
     touched_blocks_.resize(static_cast<size_t>(priors.blocks() + 1));
-    found_.resize(static_cast<size_t>(priors.padded() + kLanes));
+    found_.resize(static_cast<size_t>(priors.block_bounds.count() + kLanes));
+    found_groups_.resize(static_cast<size_t>(priors.group_bounds.count() + kLanes));
     touched_count_ = 0;
   }
 
@@ -185,42 +230,51 @@ class Matcher {
   // list, and no branch that depends on a bound: there are about as many of them as misses would
   // be.
   int64_t list_blocks(const Box& box, float box_area, float least_iou) {
-    // The slack outweighs the rounding of a product where the IoU has a quotient.
-    const float floor = least_iou < 1e-30f ? 0.0f : least_iou * (1 - 1e-6f);
-    const Floats x1 = splat(box.x1), y1 = splat(box.y1), x2 = splat(box.x2), y2 = splat(box.y2);
-    int32_t* found = found_.data();
+    const Demand demand(box, box_area, least_iou);
+    int64_t groups = 0;
+    for (int64_t first = 0; first < priors_->group_bounds.count(); first += kLanes) {
+      groups += list_meeting(demand, priors_->group_bounds, first, found_groups_.data() + groups);
+    }
     int64_t count = 0;
-    Ints block = lane_numbers();
-    for (int64_t first = 0; first < priors_->padded(); first += kLanes) {
-      const auto bound = [&](int64_t which) { return load(priors_->bound(which) + first); };
-      const Floats width = min(bound(2), x2) - max(bound(0), x1);
-      const Floats height = min(bound(3), y2) - max(bound(1), y1);
-      const Floats inter = min(min(width * height, splat(box_area)), bound(5));
-      const Floats sum = bound(4) + box_area - inter;
-      const Ints may = (width > 0.0f) & (height > 0.0f) & ~(inter < sum * floor);
-      count += compress(may, block, found + count);
-      block += static_cast<int32_t>(kLanes);
+    for (int64_t i = 0; i < groups; ++i) {
+      const int64_t first = found_groups_[i] * kGroup;
+      for (int64_t v = 0; v < kGroup; v += kLanes) {
+        count += list_meeting(demand, priors_->block_bounds, first + v, found_.data() + count);
+      }
     }
     return count;
   }
 
+  // The part of a list that a vector of bounds gives.
+  static int64_t list_meeting(const Demand& demand, const Bounds& bounds, int64_t first,
+                              int32_t* found) {
+    const Ints numbers = lane_numbers() + static_cast<int32_t>(first);
+    return compress(demand.met_by(bounds, first), numbers, found);
+  }
+
   // The best of the blocks that may reach `least_iou`; `scan(block, v, priors)` gives the IoU of
-  // the v-th vector of a block.
+  // the v-th vector of a block. Of found_, leaves those that do reach it, reached_ in number.
   template <typename Scan>
   Claim best_prior(const Box& box, float box_area, float least_iou, const Scan& scan) {
     Floats best_iou{};
     Ints best_prior{};
     const Ints numbers = lane_numbers();
     const int64_t count = list_blocks(box, box_area, least_iou);
+    int64_t reached = 0;
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t block = found_[i];
+      const int32_t block = found_[i];
+      bool reaches = false;
       for (int64_t v = 0; v < kBlock; v += kLanes) {
         const Floats iou = scan(block, v, load_boxes(priors_->boxes(block) + 4 * v));
         const Ints better = iou > best_iou;
         best_iou = better ? iou : best_iou;
         best_prior = better ? numbers + static_cast<int32_t>(block * kBlock + v) : best_prior;
+        reaches |= any(iou >= least_iou);
       }
+      found_[reached] = block;
+      reached += reaches;
     }
+    reached_ = reached;
     Claim best;
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       if (best_iou[lane] > best.iou ||
@@ -250,31 +304,31 @@ class Matcher {
   Claim offer(const Box& box, int32_t n, const ObjectsOf& objects_of) {
     const float box_area = ssd_fast::area(box);
     const float least = options_.least();
-    Ints known{};
-    const auto scan = [&](int64_t block, int64_t v, const Boxes& priors) {
-      if (v == 0) known = touch(block);
+    const auto iou_of = [&](int64_t, int64_t, const Boxes& priors) {
+      return iou_with(priors, box, box_area);
+    };
+    const Claim best = best_prior(box, box_area, least, iou_of);
+    // At a threshold of 0 a prior that overlaps nothing is positive: no block may be left out.
+    const int64_t count = least <= 0 ? priors_->blocks() : reached_;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t block = least <= 0 ? i : found_[i];
+      offer_block(box, box_area, n, block, objects_of(block));
+    }
+    if (options_.assign == Assign::kNone || best.iou >= least) return best;
+    return search(box, box_area, least, best.iou, iou_of);
+  }
+
+  // Offers object n to the priors of a block.
+  void offer_block(const Box& box, float box_area, int32_t n, int64_t block, int32_t* objects) {
+    const Ints known = touch(block);
+    for (int64_t v = 0; v < kBlock; v += kLanes) {
       float* best_at = best_iou_ + block * kBlock + v;
-      int32_t* object_at = objects_of(block) + v;
-      const Floats iou = iou_with(priors, box, box_area);
+      const Floats iou = iou_with(load_boxes(priors_->boxes(block) + 4 * v), box, box_area);
       const Floats best = known ? load(best_at) : splat(-1.0f);
       const Ints better = iou > best;  // strict: the first of equal objects stays
       store(best_at, better ? iou : best);
-      store(object_at, better ? splat(n) : load(object_at));
-      return iou;
-    };
-    // At a threshold of 0 a prior that overlaps nothing is positive: no block may be left out.
-    if (least <= 0) {
-      for (int64_t block = 0; block < priors_->blocks(); ++block) {
-        for (int64_t v = 0; v < kBlock; v += kLanes) {
-          scan(block, v, load_boxes(priors_->boxes(block) + 4 * v));
-        }
-      }
+      store(objects + v, better ? splat(n) : load(objects + v));
     }
-    const Claim best = best_prior(box, box_area, least, scan);
-    if (options_.assign == Assign::kNone || best.iou >= least) return best;
-    return search(box, box_area, least, best.iou, [&](int64_t, int64_t, const Boxes& priors) {
-      return iou_with(priors, box, box_area);
-    });
   }
 
   // Lists a block for the thresholds; returns whether it was, in all lanes. Without a branch: which
@@ -362,7 +416,8 @@ class Matcher {
   std::vector<uint8_t> touched_;
   std::vector<int32_t> touched_blocks_;
   int64_t touched_count_ = 0;
-  std::vector<int32_t> found_;
+  std::vector<int32_t> found_, found_groups_;
+  int64_t reached_ = 0;
   std::vector<uint32_t> taken_;  // of each block, a bit a prior
   std::vector<Claim> claims_;
 };
