@@ -158,8 +158,8 @@ def check_choice(name: str, value: str, choices: dict[str, int]) -> int:
 
 def as_levels(maps: Any) -> list[Tensor]:
     """Wraps a single tensor, or what `check_levels` will refuse, as a list of one level."""
-    if isinstance(maps, Tensor) or not isinstance(maps, Iterable):
-        return [maps]
+    if isinstance(maps, Tensor) or hasattr(maps, "shape") or not isinstance(maps, Iterable):
+        return [maps]  # an array of numpy is one wrong tensor, not many
     return list(maps)
 
 
@@ -218,6 +218,8 @@ def check_levels(
             f"priors: expected one for each of the {rows} rows of deltas, got {priors.size(0)}; "
             f"the priors must be built for the same feature maps and boxes per cell"
         )
+    if classes == 0:
+        raise ValueError(f"logits: expected at least one class, got {describe(logits[0])}")
     if not 0 <= background_index < classes:
         raise ValueError(
             f"background_index: expected from 0 to {classes - 1} for {classes} classes, "
@@ -285,9 +287,9 @@ def _check_level(i: int, delta: Tensor, logit: Tensor, batch: int) -> tuple[int,
     """Anchors and classes of level ``i``; ValueError where the two maps do not fit."""
     for name, level in (("deltas", delta), ("logits", logit)):
         if not isinstance(level, Tensor) or level.dim() not in (3, 4) or level.size(0) != batch:
+            known = "" if i == 0 and name == "deltas" else f" with B = {batch}"
             raise ValueError(
-                f"{name}[{i}]: expected (B, P, K) or (B, A * K, H, W) with B = {batch}, "
-                f"got {describe(level)}"
+                f"{name}[{i}]: expected (B, P, K) or (B, A * K, H, W){known}, got {describe(level)}"
             )
         if level.dtype not in LOGIT_DTYPES:
             raise ValueError(

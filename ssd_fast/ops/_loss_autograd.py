@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The autograd side of multibox_loss: two nodes that tie the operator to its backward.
+"""The autograd side of multibox_loss and focal_loss: nodes that tie an operator to its backward.
 
 `TracedLoss` is what torch.func and torch.compile ask for, a Function with `setup_context`.
-`EagerLoss` is the same without what that costs at every call: binding arguments to a signature,
-nodes for inputs and outputs that have no gradient, switching gradients off a second time. At one
-image that was more than the loss itself.
+`EagerLoss` is the same for multibox_loss, without what that costs at every call: binding arguments
+to a signature, nodes for inputs and outputs that have no gradient, switching gradients off a second
+time. At one image that was more than the loss itself.
 """
 
 import functools
@@ -60,20 +60,26 @@ def is_plain(tensors: Sequence[Any]) -> bool:
 
 
 def traced_loss(
+    name: str,
     deltas: list[Tensor],
     logits: list[Tensor],
     targets: tuple[Tensor | None, ...],
     options: tuple[Any, ...],
+    shared: slice,
 ) -> Losses:
     """The loss of checked arguments, whatever traces or transforms the call.
 
     Args:
+        name: the operator, "multibox_loss" or "focal_loss".
         deltas: one a level.
         logits: one a level.
-        targets: priors, boxes, labels, offsets, matches and class_weights, the last two or None.
+        targets: priors, boxes, labels, offsets, matches and whatever else the operator takes
+            before its options, from matches on perhaps None.
         options: the operator's, in its order.
+        shared: those of the options that its backward takes.
     """
-    inputs: tuple[Any, ...] = (options, len(deltas), *targets, *deltas, *logits)
+    inputs: tuple[Any, ...] = (name, options, options[shared], len(deltas))
+    inputs = (*inputs, *targets, *deltas, *logits)
     if torch.compiler.is_compiling() and not _need_gradient(deltas, logits):
         # Dynamo of torch 2.13 would hand the context of a Function to a forward of any length.
         box_loss, class_loss, num_positives, _ = TracedLoss.forward(*inputs)
@@ -85,14 +91,17 @@ def traced_loss(
 def eager_loss(
     deltas: list[Tensor],
     logits: list[Tensor],
-    targets: tuple[Tensor | None, ...],
+    targets: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
     options: tuple[Any, ...],
 ) -> Losses:
-    """`traced_loss` for plain tensors outside torch.compile; the kernel checks them."""
+    """multibox_loss of plain tensors outside torch.compile; the kernel checks them."""
     # torch.func and forward-mode differentiation, which ends in an error that says so.
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return traced_loss(deltas, logits, targets, options)
+        return traced_loss("multibox_loss", deltas, logits, targets, options, BACKWARD_OPTIONS)
     if not _need_gradient(deltas, logits):
+        if torch.is_grad_enabled() and (targets[0].requires_grad or targets[1].requires_grad):
+            # Nothing is differentiated by them, and the dispatcher would warn that nothing is.
+            targets = (targets[0].detach(), targets[1].detach(), *targets[2:])
         box_loss, class_loss, num_positives, _ = torch.ops.ssd_fast.multibox_loss.default(
             deltas, logits, *targets, *options
         )
@@ -117,10 +126,12 @@ class TracedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        options: tuple[Any, ...], levels: int, *tensors: Any
+        name: str, options: tuple[Any, ...], shared: tuple[Any, ...], levels: int, *tensors: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.ssd_fast.multibox_loss.default(
-            tensors[6 : 6 + levels], tensors[6 + levels :], *tensors[:6], *options
+        maps, targets = tensors[-2 * levels :], tensors[: -2 * levels]
+        operator = getattr(torch.ops.ssd_fast, name).default
+        result: tuple[Tensor, Tensor, Tensor, Tensor] = operator(
+            maps[:levels], maps[levels:], *targets, *options
         )
         return result
 
@@ -129,13 +140,11 @@ class TracedLoss(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        options, levels, *tensors = inputs
+        ctx.name, _, ctx.options, ctx.levels, *tensors = inputs
         _, _, num_positives, code = output
         ctx.mark_non_differentiable(num_positives, code)
         # Or backward would be given zeros for them, as large as they are.
         ctx.set_materialize_grads(False)
-        ctx.levels = levels
-        ctx.options = options[BACKWARD_OPTIONS]
         # All but the matches: the code says what became of them.
         ctx.save_for_backward(*tensors[:4], *tensors[5:], code, num_positives)
 
@@ -144,7 +153,9 @@ class TracedLoss(torch.autograd.Function):
     def backward(
         ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None, *_: Any
     ) -> tuple[Any, ...]:
-        return (*(None,) * 8, *_gradients(ctx, grad_box, grad_class))
+        operator = getattr(torch.ops.ssd_fast, ctx.name + "_backward").default
+        gradients = _gradients(operator, ctx, grad_box, grad_class)
+        return (*(None,) * (len(ctx.needs_input_grad) - len(gradients)), *gradients)
 
 
 class EagerLoss(torch.autograd.Function):
@@ -171,13 +182,20 @@ class EagerLoss(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None) -> tuple[Any, ...]:
-        return (None, *_gradients(ctx, grad_box, grad_class))
+        operator = torch.ops.ssd_fast.multibox_loss_backward.default
+        return (None, *_gradients(operator, ctx, grad_box, grad_class))
 
 
-def _gradients(ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None) -> tuple[Tensor, ...]:
+def _gradients(
+    operator: Callable[..., tuple[list[Tensor], list[Tensor]]],
+    ctx: Any,
+    grad_box: Tensor | None,
+    grad_class: Tensor | None,
+) -> tuple[Tensor, ...]:
     """The gradients of all levels of deltas, then of logits."""
-    priors, boxes, labels, offsets, class_weights, *maps, code, num_positives = ctx.saved_tensors
-    grad_deltas, grad_logits = torch.ops.ssd_fast.multibox_loss_backward.default(
+    priors, boxes, labels, offsets, *rest, code, num_positives = ctx.saved_tensors
+    others, maps = rest[: -2 * ctx.levels], rest[-2 * ctx.levels :]
+    grad_deltas, grad_logits = operator(
         priors.new_zeros(()) if grad_box is None else grad_box,
         priors.new_zeros(()) if grad_class is None else grad_class,
         maps[: ctx.levels],
@@ -188,7 +206,7 @@ def _gradients(ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None) -> 
         offsets,
         code,
         num_positives,
-        class_weights,
+        *others,
         *ctx.options,
     )
     return (*grad_deltas, *grad_logits)

@@ -5,7 +5,6 @@ CPU csrc/cpu/focal_loss.cpp   GPU kernels/focal_loss.py
 test tests/ops/test_focal_loss.py   benchmark benchmarks/bench_focal_loss.py
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from ssd_fast.ops._arguments import as_levels, check_number, resolve_background
 from ssd_fast.ops._levels import join_levels, split_rows
 from ssd_fast.ops._library import register
 from ssd_fast.ops._loss_arguments import check_loss_tensors, loss_options
-from ssd_fast.ops._loss_autograd import differentiable_once
+from ssd_fast.ops._loss_autograd import traced_loss
 from ssd_fast.ops._multibox import (
     assigned_rows,
     box_losses,
@@ -118,12 +117,9 @@ def focal_loss(
         normalizer=normalizer,
     )
     check_loss_tensors(delta_levels, logit_levels, (*targets, None), background_index or 0)
-    inputs: tuple[Any, ...] = (options, len(delta_levels), *targets, *delta_levels, *logit_levels)
-    needs_gradient = any(x.requires_grad for x in (*delta_levels, *logit_levels))
-    if torch.compiler.is_compiling() and not (needs_gradient and torch.is_grad_enabled()):
-        return FocalLoss.forward(*inputs)[:3]
-    box_sum, class_sum, num_positives, _ = FocalLoss.apply(*inputs)
-    return box_sum, class_sum, num_positives
+    return traced_loss(
+        "focal_loss", delta_levels, logit_levels, targets, options, _BACKWARD_OPTIONS
+    )
 
 
 def focal_loss_reference(
@@ -162,57 +158,6 @@ def _focal_options(
     normalizer = checked[-1]
     background = NO_BACKGROUND if background_index is None else background_index
     return (*checked[:5], *checked[7:10], alpha, gamma, background, normalizer)
-
-
-class FocalLoss(torch.autograd.Function):
-    """Levels are spelled out because autograd sees no lists."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        options: tuple[Any, ...], levels: int, *tensors: Any
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.ssd_fast.focal_loss.default(
-            tensors[5 : 5 + levels], tensors[5 + levels :], *tensors[:5], *options
-        )
-        return result
-
-    # Looked up at every call; without it `inspect` would work it out anew.
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        options, levels, *tensors = inputs
-        _, _, num_positives, code = output
-        ctx.mark_non_differentiable(num_positives, code)
-        ctx.set_materialize_grads(False)
-        ctx.levels = levels
-        ctx.options = options[_BACKWARD_OPTIONS]
-        # All but the matches: the code says what became of them.
-        ctx.save_for_backward(*tensors[:4], *tensors[5:], code, num_positives)
-
-    @staticmethod
-    @differentiable_once
-    def backward(
-        ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None, *_: Any
-    ) -> tuple[Any, ...]:
-        *targets, code, num_positives = ctx.saved_tensors
-        priors, boxes, labels, offsets, *maps = targets
-        grad_deltas, grad_logits = torch.ops.ssd_fast.focal_loss_backward.default(
-            priors.new_zeros(()) if grad_box is None else grad_box,
-            priors.new_zeros(()) if grad_class is None else grad_class,
-            maps[: ctx.levels],
-            maps[ctx.levels :],
-            priors,
-            boxes,
-            labels,
-            offsets,
-            code,
-            num_positives,
-            *ctx.options,
-        )
-        return (*(None,) * 7, *grad_deltas, *grad_logits)
 
 
 def _forward(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssd_fast.ops._arguments import as_levels, resolve_background
 from ssd_fast.ops._library import register
-from ssd_fast.ops._loss_arguments import check_loss_tensors, loss_options
+from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS, check_loss_tensors, loss_options
 from ssd_fast.ops._loss_autograd import eager_loss, is_plain, traced_loss
 from ssd_fast.ops._multibox import (
     backward_reference,
@@ -131,12 +131,14 @@ def multibox_loss(
         # The kernel accepts what these checks accept; they only say better what is wrong.
         try:
             return eager_loss(delta_levels, logit_levels, targets, options)
-        except RuntimeError as error:
-            refused: RuntimeError = error
+        except (RuntimeError, AttributeError) as error:  # the latter of a level that is None
+            refused = error
         check_loss_tensors(delta_levels, logit_levels, targets, background_index)
         raise refused
     check_loss_tensors(delta_levels, logit_levels, targets, background_index)
-    return traced_loss(delta_levels, logit_levels, targets, options)
+    return traced_loss(
+        "multibox_loss", delta_levels, logit_levels, targets, options, BACKWARD_OPTIONS
+    )
 
 
 def _known_options(*options: Any) -> tuple[Any, ...]:

@@ -371,12 +371,14 @@ def test_variances_that_change_in_place_are_read_anew(device) -> None:
 
 
 def test_autograd_leaves_nothing_else_to_differentiate(device) -> None:
-    """Counts carry no gradient, frozen heads give none, and a second derivative is refused."""
+    """Counts carry no gradient, frozen heads and targets give none, a second one is refused."""
     deltas, logits = (x.to(device) for x in _heads(2, 60, 5, seed=0))
     objects = random_objects(2, seeded(2), classes=5)
     targets = [x.to(device) for x in (random_boxes(60, seeded(1)), *objects)]
     plain = multibox_loss(deltas, logits, *targets)
     assert not any(x.requires_grad for x in plain)
+    learned = [targets[0], targets[1].clone().requires_grad_(), *targets[2:]]
+    assert not any(x.requires_grad for x in multibox_loss(deltas, logits, *learned))
     logits.requires_grad_()
     with torch.no_grad():
         assert not any(x.requires_grad for x in multibox_loss(deltas, logits, *targets))
@@ -468,6 +470,9 @@ MAP_D, MAP_L = torch.zeros(2, 12, 1, 1), torch.zeros(2, 15, 1, 1)
     ("changed", "options", "message"),
     [
         ({0: D[0]}, {}, r"deltas\[0\]: expected \(B, P, K\) or .* got \(3, 4\)"),
+        ({0: None}, {}, r"deltas\[0\]: expected \(B, P, K\) or .* W\), got NoneType None"),
+        ({0: D.numpy()}, {}, r"deltas\[0\]: expected .* got ndarray"),
+        ({1: L[..., :0]}, {}, r"logits: expected at least one class, got \(2, 3, 0\)"),
         ({0: D.double()}, {}, r"deltas\[0\]: expected float32, float16 or bfloat16"),
         ({1: L[:1]}, {}, r"logits\[0\]: expected .* with B = 2, got \(1, 3, 5\)"),
         ({1: L[:, :2]}, {}, r"logits\[0\]: expected 3 rows as in deltas\[0\]"),
