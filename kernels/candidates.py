@@ -133,9 +133,13 @@ def append_keys(
     CAPACITY: tl.constexpr,
 ):
     """Adds keys to a list that other programs add to; a list that is full is only counted on."""
-    if tl.load(count_ptr, volatile=True) <= CAPACITY:
-        place, n = places(hit)
-        place += tl.atomic_add(count_ptr, n, sem="relaxed")
+    # The atomic's result reaches all warps of the program, which must take the same branch; what a
+    # load finds, while others add, may differ from warp to warp.
+    n = tl.sum(tl.sum(hit.to(tl.int32), axis=1), axis=0)
+    begin = tl.atomic_add(count_ptr, n, sem="relaxed")
+    if begin < CAPACITY:
+        place, _ = places(hit)
+        place += begin
         tl.store(keys_ptr + place, keys, hit & (place < CAPACITY))
 
 

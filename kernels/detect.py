@@ -363,6 +363,11 @@ def _check(levels: tuple[Level, ...], P: int, C: int, background: int, scores: i
     lowest = -1 if scores == SIGMOID else 0
     if not lowest <= background < C:
         raise ValueError(f"background_index: expected from {lowest} to {C - 1}, got {background}")
+    if P * C >= 2**31:  # candidates are counted in 32 bits
+        raise ValueError(
+            f"logits: the GPU kernels take fewer than 2**31 numbers an image, got {P * C}; detect "
+            f"fewer classes or priors at a time"
+        )
 
 
 def _fitting_capacity(capacity: int, P: int, C: int, top_k: int) -> int:

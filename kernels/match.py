@@ -32,6 +32,7 @@ LAST, BIPARTITE, NONE = 0, 1, 2
 SPLITS = 8  # programs an object: a few objects still fill the device
 BLOCK_B = 128
 BLOCK_N = 64
+BIPARTITE_REGISTERS = 128  # named, or ptxas spills some to fit more programs than there are
 
 
 @triton.jit
@@ -155,7 +156,9 @@ def _bipartite_kernel(
         if searching:
             prior = claimed_prior(best)
             granted = -best  # negative, so that it is not looked at again
-            if tl.load(taken_ptr + prior) == 0:
+            free = tl.load(taken_ptr + prior) == 0
+            tl.debug_barrier()  # every warp reads it, before one writes: all take the same branch
+            if free:
                 tl.store(taken_ptr + prior, 1)
             else:
                 x1, y1, x2, y2 = load_box(boxes_ptr, winner, None)
@@ -298,6 +301,7 @@ def launch_match(
                 BLOCK_N=BLOCK_N,
                 enable_fp_fusion=False,
                 num_warps=8,
+                maxnreg=BIPARTITE_REGISTERS,
             )
     threshold = round_to_float32(iou_threshold)
     _match_kernel[(B * triton.cdiv(P, block),)](
