@@ -75,6 +75,9 @@ class Train:
     same by torchvision's."""
     difficult: Literal["use", "ignore", "drop"] = "use"
     """Objects that VOC marks difficult: use them as others, ignore their regions, or drop them."""
+    classification: Literal["softmax", "focal"] = "softmax"
+    """softmax, with hard negatives mined, as SSD's paper; focal: sigmoids, trained by RetinaNet's
+    focal loss of all boxes."""
     min_negatives: int = 0
     """Background boxes that an image trains at least; 0 trains nothing on images without objects,
     where Caffe's SSD trained nothing either."""
@@ -170,6 +173,11 @@ class Train:
             raise ValueError(f"--save-every: expected 0 seconds or more, got {self.save_every}")
         if self.min_negatives < 0:
             raise ValueError(f"--min-negatives: expected 0 or more, got {self.min_negatives}")
+        if self.min_negatives > 0 and self.classification == "focal":
+            raise ValueError(
+                f"--min-negatives: the focal loss trains all background boxes, not"
+                f" {self.min_negatives}; leave the option out"
+            )
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"--seed: expected a number of 64 bits, got {self.seed}")
 

@@ -103,10 +103,8 @@ class TrainingRun:
             f" {len(self.dataset.class_names)} classes: {names}"
         )
         if self.empty:
-            least = self.options.min_negatives
-            use = f"train {least} background boxes each" if least else "train nothing"
-            more = "" if least else "; --min-negatives 3 trains their background, too"
-            self.console.say(f"{self.empty} of the images to train on hold no object: {use}{more}")
+            use = _use_of_empty(self.options)
+            self.console.say(f"{self.empty} of the images to train on hold no object: {use}")
         if self.shared:
             self.console.say(
                 f"{self.shared} of {len(self.validation)} validation images are training images:"
@@ -327,6 +325,15 @@ def _count_empty(dataset: DetectionDataset, train_set: str) -> int:
     return empty
 
 
+def _use_of_empty(options: Train) -> str:
+    """What an image without objects trains."""
+    if options.classification == "focal":
+        return "train their background"
+    if options.min_negatives:
+        return f"train {options.min_negatives} background boxes each"
+    return "train nothing; --min-negatives 3 trains their background, too"
+
+
 def _make_trainer(
     options: Train, dataset: DetectionDataset, world: World, config: dict[str, Any] | None
 ) -> Trainer:
@@ -367,6 +374,7 @@ def _new_model(options: Train, num_classes: int) -> SSD:
         width=options.width,
         norm=options.norm,
         priors=options.priors,
+        classification=options.classification,
         loss={"min_negatives": options.min_negatives},
         **weights.pixels if weights else {},
     )

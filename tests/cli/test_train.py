@@ -134,14 +134,31 @@ def test_a_measure_of_training_images_is_said(ssd_fast: Callable, voc: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("options", "line"),
+    ("options", "line", "loss"),
     [
-        ((), "1 of the images to train on hold no object: train nothing; --min-negatives 3"),
-        (("--min-negatives", 3), "hold no object: train 3 background boxes each"),
+        (
+            (),
+            "1 of the images to train on hold no object: train nothing; --min-negatives 3",
+            {"classification": "softmax", "min_negatives": 0},
+        ),
+        (
+            ("--min-negatives", 3),
+            "hold no object: train 3 background boxes each",
+            {"min_negatives": 3},
+        ),
+        (
+            ("--classification", "focal"),
+            "hold no object: train their background",
+            {"classification": "focal", "gamma": 2.0},
+        ),
     ],
 )
 def test_images_without_objects(
-    ssd_fast: Callable, tmp_path: Path, options: tuple[object, ...], line: str
+    ssd_fast: Callable,
+    tmp_path: Path,
+    options: tuple[object, ...],
+    line: str,
+    loss: dict[str, object],
 ):
     root = write_voc(tmp_path / "cells", {"train": 3, "val": 1})
     empty = "<annotation><filename>scene1.png</filename></annotation>"
@@ -151,7 +168,7 @@ def test_images_without_objects(
     assert result.status == 0, result.err
     assert line in " ".join(result.out.split())
     config = load_checkpoint(output / "checkpoint.pt")["model"]
-    assert config["loss"]["min_negatives"] == (options or (0, 0))[1]
+    assert loss.items() <= config["loss"].items()
     for number in (0, 2):
         (root / f"Annotations/scene{number}.xml").write_text(empty.replace("1", str(number)))
     result = ssd_fast("train", "--data", f"voc:{root}", *TINY, "--output", tmp_path / "none")
@@ -282,6 +299,10 @@ def test_a_home_folder_that_the_shell_left(
         (["--data", "shapes", "--save-every", "nan"], "--save-every: expected 0 seconds or more"),
         (["--data", "shapes", "--seed", str(2**64)], "--seed: expected a number of 64 bits"),
         (["--data", "shapes", "--min-negatives", "-1"], "--min-negatives: expected 0 or more"),
+        (
+            ["--data", "shapes", "--classification", "focal", "--min-negatives", "3"],
+            "--min-negatives: the focal loss trains all background boxes, not 3",
+        ),
         (["--data", "shapes", "--batch-size", "0"], "--batch-size: expected 1 or more, got 0"),
         (["--data", "shapes", "--batch-size", "1"], "batch norm cannot learn from one image"),
         (["--data", "shapes", "--width", "-1"], "width: expected a positive number"),
