@@ -6,25 +6,32 @@
 Build, CUDA tests, compute-sanitizer, benchmarks; with --full the build and the whole table of
 benchmarks, a part of nine minutes at a time. Every stage runs whatever became of those before, has
 a limit of its own, and leaves its output in the results folder, finished or not: at most eight
-files. Needs no network and nothing but the standard library. Exit status: 75 there is more to
-measure (with --full whatever failed, so that the next run goes on), 1 something failed, 0 all is
-well. make itself exits with 2 for both and prints `Error 75` or `Error 1`.
+files. Needs no network and nothing but the standard library; with pytest-xdist and pytest-timeout
+a test that breaks the GPU's context or hangs costs no other test its verdict. Exit status: 75 there
+is more to measure (with --full whatever failed, so that the next run goes on), 1 something failed,
+0 all is well. make itself exits with 2 for both and prints `Error 75` or `Error 1`.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TIME_IS_UP = 75
+TRY_AGAIN = 76  # a process that cannot go on, but another can take up what is left
+SECONDS_LEFT = "{seconds}"  # among a command's arguments: what its stage has, less the last row
+LAST_ROW = 20  # seconds
 NO_TESTS = 5  # of pytest
 LOG_BYTES = 12 * 2**20
 PYTEST = ["-m", "pytest", "-v", "--durations=10", "--continue-on-collection-errors"]
@@ -35,6 +42,7 @@ SMALL = "tests/cuda/small_kernels.py"
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # A finding makes compute-sanitizer exit with this; a device it cannot check makes it say so.
 FINDING = 99
+NAMED = 25  # tests, or kernels, at most
 CANNOT_RUN = ("Device not supported", "not supported on this device", "Unable to initialize")
 
 
@@ -69,18 +77,20 @@ def plan(results: Path, *, full: bool = False, python: str = sys.executable) -> 
     install = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-v", "."]
     build = Stage("build", 120, [Command("pip install", install, "build.log")])
     measure = [python, "-m", "benchmarks.gpu", "--report", str(results / report_name(full))]
+    measure += ["--seconds", SECONDS_LEFT]
     if full:
-        measure += ["--full", "--seconds", "370"]
+        measure += ["--full"]
         return [build, Stage("benchmarks", 410, [Command("full", measure, "benchmarks.log")])]
 
-    tests = [python, *PYTEST]
+    tests = [python, *PYTEST, *_isolation()]
     skip = [f"--ignore=tests/kernels/test_{name}.py" for name in ("compiled", "interpreted")]
     others = [f"--ignore={folder}" for folder in ON_A_GPU]
     log = "tests.log"
+    # Each kernel is compiled a dozen times, for its options: a second each, of a processor.
     checks = [
-        Command("tests/cuda", [*tests, "tests/cuda"], log),
-        Command("tests/kernels", [*tests, "tests/kernels", *skip], log),
-        Command("tests/ops", [*tests, "tests/ops", "-k", "cuda"], log),
+        Command("tests/cuda", [*tests, *_workers(4), "tests/cuda"], log),
+        Command("tests/kernels", [*tests, *_workers(4), "tests/kernels", *skip], log),
+        Command("tests/ops", [*tests, *_workers(6), "tests/ops", "-k", "cuda"], log),
         Command("other tests", [*tests, "tests", *others, "-k", "cuda"], log),
         Command("small kernels", [python, SMALL], log),
     ]
@@ -96,13 +106,26 @@ def plan(results: Path, *, full: bool = False, python: str = sys.executable) -> 
         )
         for tool in SANITIZERS
     ]
-    measure += ["--seconds", "120"]
     return [
         build,
-        Stage("tests", 165, checks),
-        Stage("sanitizers", 100, sanitize),
+        Stage("tests", 170, checks),
+        Stage("sanitizers", 95, sanitize),
         Stage("benchmarks", 145, [Command("headline", measure, "benchmarks.log")]),
     ]
+
+
+def _isolation() -> list[str]:
+    """A test that hangs ends its process: no other way out of a call that waits for the GPU."""
+    return (
+        [] if find_spec("pytest_timeout") is None else ["--timeout=90", "--timeout-method=thread"]
+    )
+
+
+def _workers(count: int) -> list[str]:
+    """Tests in processes beside each other; who ends early is replaced by another."""
+    if find_spec("xdist") is None:
+        return []
+    return [f"--numprocesses={count}", "--max-worker-restart=200"]
 
 
 def report_name(full: bool) -> str:
@@ -119,54 +142,103 @@ def _cuda_path() -> str:
 def run_stage(stage: Stage, results: Path, scratch: Path) -> dict[str, str]:
     """Runs the commands of a stage beside each other; returns what became of each."""
     started = time.monotonic()
+    deadline = started + stage.limit
     running: dict[str, subprocess.Popen[bytes]] = {}
     outcomes: dict[str, str] = {}
     logs = {command.name: scratch / f"{i}.log" for i, command in enumerate(stage.commands)}
     for command in stage.commands:
-        with logs[command.name].open("wb") as log:
-            log.write(f"$ {' '.join(command.arguments)}\n".encode())
-            log.flush()
-            environment = {**os.environ, "PYTHONUNBUFFERED": "1", **command.environment}
-            try:
-                running[command.name] = subprocess.Popen(
-                    command.arguments,
-                    cwd=ROOT,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                outcomes[command.name] = f"did not run: {error.strerror}: {command.arguments[0]}"
-                log.write(outcomes[command.name].encode())
-    for name, process in running.items():
         try:
-            code = process.wait(max(0.0, started + stage.limit - time.monotonic()))
-            outcome = outcome_of(code, logs[name].read_text(errors="replace"))
+            running[command.name] = _start(command, logs[command.name], deadline)
+        except OSError as error:
+            outcomes[command.name] = f"did not run: {error.strerror}: {command.arguments[0]}"
+            with logs[command.name].open("a") as log:
+                log.write(outcomes[command.name])
+    for command in stage.commands:
+        if command.name not in running:
+            continue
+        try:
+            code = running[command.name].wait(max(0.0, deadline - time.monotonic()))
+            while code == TRY_AGAIN and time.monotonic() < deadline - LAST_ROW:
+                running[command.name] = _start(command, logs[command.name], deadline)
+                code = running[command.name].wait(max(0.0, deadline - time.monotonic()))
+            outcome = outcome_of(code, logs[command.name].read_text(errors="replace"))
         except subprocess.TimeoutExpired:
-            outcome = f"FAILED: stopped after {stage.limit} s"
-        _end(process)
-        outcomes[name] = f"{outcome} ({time.monotonic() - started:.0f} s)"
+            _interrupt(list(running.values()))
+            output = logs[command.name].read_text(errors="replace")
+            outcome = f"FAILED: stopped after {stage.limit} s{_tests_in(output)}"
+        _end(running.pop(command.name))
+        outcomes[command.name] = f"{outcome} ({time.monotonic() - started:.0f} s)"
     for path in {command.log for command in stage.commands}:
         parts = [logs[command.name] for command in stage.commands if command.log == path]
         (results / path).write_bytes(b"\n".join(_shortened(part.read_bytes()) for part in parts))
     return outcomes
 
 
+def _start(command: Command, log_path: Path, deadline: float) -> "subprocess.Popen[bytes]":
+    """Starts a command, whose output goes behind what its log holds."""
+    seconds = str(max(0, int(deadline - time.monotonic()) - LAST_ROW))
+    arguments = [seconds if a == SECONDS_LEFT else a for a in command.arguments]
+    with log_path.open("ab") as log:
+        log.write(f"$ {' '.join(arguments)}\n".encode())
+        log.flush()
+        return subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **command.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
 def outcome_of(code: int, output: str) -> str:
     """What an exit status means."""
     if code == 0:
-        return "ok"
+        return f"ok{_tests_in(output)}"
     if code == NO_TESTS:
         return "ok: no test for a GPU there"
-    if code == TIME_IS_UP:
+    if code in (TIME_IS_UP, TRY_AGAIN):
         return "more to measure"
     if code == FINDING:
-        return "FAILED: it found errors"
+        return f"FAILED: it found errors{_kernels_in(output)}"
     if any(reason in output for reason in CANNOT_RUN):
         return "did not run: this device cannot be checked"
-    return f"FAILED: exit status {code}"
+    return f"FAILED: exit status {code}{_tests_in(output)}"
+
+
+def _tests_in(output: str) -> str:
+    """What pytest has said of its tests so far: how many, and which failed."""
+    verdicts: dict[str, str] = {}
+    for line in output.splitlines():
+        beside = re.match(r"\[gw\d+\] \[ *\d+%\] ([A-Z]+) (.+?) *$", line)
+        alone = re.match(r"(tests/.+?) (PASSED|FAILED|SKIPPED|ERROR|XFAIL) .*\[ *\d+%\]$", line)
+        if beside:
+            verdicts[beside[2]] = beside[1]
+        elif alone:
+            verdicts[alone[1]] = alone[2]
+    counts = sorted(Counter(verdicts.values()).items())
+    failed = [name for name, verdict in verdicts.items() if verdict in ("FAILED", "ERROR")]
+    said = ", ".join(f"{count} {verdict.lower()}" for verdict, count in counts)
+    listed = "".join(f"\n        {name}" for name in failed[:NAMED])
+    more = f"\n        and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+    return f": {said}{listed}{more}" if said else ""
+
+
+def _kernels_in(output: str) -> str:
+    """The kernels in which compute-sanitizer found errors: torch's, too, are looked at."""
+    counts = Counter(re.findall(r"\bat (?:\w+ )*?([a-zA-Z_][\w:]*)[(<+]", output))
+    return "".join(f"\n        {name}, {count} times" for name, count in counts.most_common(NAMED))
+
+
+def _interrupt(processes: "list[subprocess.Popen[bytes]]") -> None:
+    """Asks processes to end, as Ctrl-C would: pytest then says what failed, and why."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    while any(process.poll() is None for process in processes) and time.monotonic() < asked + 8:
+        time.sleep(0.1)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -6,17 +6,21 @@
 The report is written after every row. A second run with the same device and commit goes on where
 the first one stopped, so a limit of time costs nothing. Results are checked against the reference
 before they are timed, losses where images hold 1 to 8 objects; who fails gets a row that says so
-and, like who is not installed, is not tried again. Exit status: 75 rows are left, run it again;
-then 1 where any row failed, else 0.
+and, like who is not installed, is not tried again. A row that hangs, or breaks the device for this
+process, ends the process. Exit status: 76 for that, and 75 where time is up: rows are left, run it
+again; then 1 where any row failed, else 0.
 """
 
 import argparse
+import contextlib
+import faulthandler
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +35,7 @@ from benchmarks.device_timing import Times, copy_bandwidth
 from benchmarks.peers.torchvision_installed import NotInstalledError
 
 TIME_IS_UP = 75  # EX_TEMPFAIL
+TRY_AGAIN = 76
 HEADLINE = {
     "batches": (32, 128, 8),
     "classes": (21, 81),
@@ -168,19 +173,19 @@ def rows_of(table: dict[str, Any], device: torch.device, *, full: bool) -> Itera
             yield gpu_rows.network_row(Row, name, device)
 
 
-def run(rows: Iterator[Row], report: Report, deadline: float) -> int:
+def run(rows: Iterator[Row], report: Report, deadline: float, row_limit: float = 120) -> int:
     """Measures what the report lacks until the time is up; returns the exit status."""
     failed = left = 0
-    usable = True
     for row in rows:
         if row.key in report.rows:
             failed += "error" in report.rows[row.key]
             continue
-        if not usable or time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             left += 1
             continue
         try:
-            result = row.measure().row()
+            with _watched(row, report, row_limit):
+                result = row.measure().row()
             print(f"{row.key}: {result['median'] * 1e6:.1f} us", flush=True)
         except NotInstalledError as error:
             result = {"skipped": str(error)}
@@ -189,10 +194,34 @@ def run(rows: Iterator[Row], report: Report, deadline: float) -> int:
             result = {"error": f"{type(error).__name__}: {error}"[:2000]}
             failed += 1
             print(f"{row.key}: {result['error'][:300]}", flush=True)
-            usable = _device_works()
         report.add(row, result)
+        if "error" in result and not _device_works():
+            print("the device is broken for this process, run it again for the rows that are left")
+            return TRY_AGAIN
     print(f"{left} rows are left, run it again to measure them" if left else "nothing is left")
     return TIME_IS_UP if left else 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _watched(row: Row, report: Report, limit: float) -> Iterator[None]:
+    """Ends the process, and says so in the report, where a row takes too long.
+
+    Nothing else gets out of a call that waits for a kernel without end.
+    """
+
+    def give_up() -> None:
+        report.add(row, {"error": f"TimeoutError: not measured within {limit:.0f} s"})
+        print(f"{row.key}: not measured within {limit:.0f} s", flush=True)
+        faulthandler.dump_traceback(sys.stdout, all_threads=True)
+        os._exit(TRY_AGAIN)
+
+    timer = threading.Timer(limit, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _device_works() -> bool:
@@ -249,7 +278,8 @@ def main(arguments: list[str] | None = None) -> int:
     report.content.setdefault("copy_bandwidth", copy_bandwidth(device))
     report.write()
     with torch.random.fork_rng(devices=[]):
-        status = run(rows_of(table, device, full=options.full), report, deadline)
+        rows = rows_of(table, device, full=options.full)
+        status = run(rows, report, deadline, 120 if options.full else 45)
     print(*summary(report.content), sep="\n")
     return status
 

@@ -43,6 +43,25 @@ def _repeatable() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish() -> None:
+    """Ends a worker of pytest-xdist whose GPU a test has broken: another one takes its place.
+
+    After an illegal access every call of the process fails, and so would every test that follows.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized() and not _gpu_works():
+        os._exit(1)
+
+
+def _gpu_works() -> bool:
+    """Whether the GPU still answers this process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="session", params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device of this machine: the CPU, and the GPU when there is one."""

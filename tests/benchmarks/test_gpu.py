@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -41,9 +42,8 @@ def test_the_plan_fits(driver, tmp_path, full):
             assert (ROOT / path).exists(), argument
         if path.startswith("benchmarks."):
             assert importlib.util.find_spec(path) is not None
-    seconds = [int(a) for c in commands for a in c.arguments if a.isdigit()]
-    assert len(seconds) == 1
-    assert seconds[0] <= stages[-1].limit - 20  # of the last row begun
+    assert [driver.SECONDS_LEFT in command.arguments for command in commands].count(True) == 1
+    assert (driver.TIME_IS_UP, driver.TRY_AGAIN) == (gpu.TIME_IS_UP, gpu.TRY_AGAIN)
 
 
 def test_every_gpu_test_is_planned(driver, tmp_path):
@@ -60,14 +60,19 @@ def test_make_calls_the_driver():
     assert re.search(r"^gpu-full: seen-gpu.*\n\t\$\(PYTHON\) \.ci/gpu\.py --full", makefile, re.M)
 
 
-def test_a_stage_loses_nothing(driver, tmp_path):
-    """What fails, hangs or is not there is said, and costs the others nothing."""
+def test_a_stage_loses_nothing(driver, tmp_path, monkeypatch):
+    """What fails, hangs, gives up or is not there is said, and costs the others nothing."""
     python = sys.executable
+    monkeypatch.setattr(driver, "LAST_ROW", 0)
+    gives_up = "import os, sys; print('seconds', sys.argv[2]); path = sys.argv[1]; "
+    gives_up += f"exit(0) if os.path.exists(path) else open(path, 'w'); exit({driver.TRY_AGAIN})"
+    arguments = [python, "-c", gives_up, str(tmp_path / "flag"), driver.SECONDS_LEFT]
     hang = "import subprocess, sys, time; print('begun', flush=True);"
     hang += (
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
     )
     commands = [
+        driver.Command("giving up", arguments, "c.log"),
         driver.Command("good", [python, "-c", "print('fine')"], "a.log"),
         driver.Command("bad", [python, "-c", "raise SystemExit('broken')"], "a.log"),
         driver.Command("hanging", [python, "-c", hang], "b.log"),
@@ -90,6 +95,7 @@ def test_a_stage_loses_nothing(driver, tmp_path):
         "hanging": "FAILED: stopped after 3 s",
         "missing": "did not run: No such file or directory: no-such-program",
         "finding": "FAILED: it found errors",
+        "giving up": "ok",
         "refused": "did not run: this device cannot be checked",
     }
     assert sorted(path.name for path in results.iterdir()) == ["a.log", "b.log", "c.log"]
@@ -97,6 +103,27 @@ def test_a_stage_loses_nothing(driver, tmp_path):
     assert "fine" in log
     assert "broken" in log
     assert "begun" in (results / "b.log").read_text()
+    assert len(re.findall(r"^seconds [0-3]$", (results / "c.log").read_text(), re.M)) == 2
+
+
+def test_what_failed_is_named(driver):
+    """Tests, also of a run that was stopped, and the kernels in which an error was found."""
+    alone = "tests/a.py::test_x[1 b] PASSED       [ 50%]\ntests/a.py::test_y FAILED      [100%]\n"
+    beside = (
+        "[gw0] [ 50%] PASSED tests/a.py::test_x[1 b] \n[gw1] [ 99%] FAILED tests/a.py::test_y\n"
+    )
+    beside += "[gw1] [ 99%] FAILED tests/a.py::test_y \n"  # again, as its process ended
+    for output in (alone, beside):
+        expected = "FAILED: exit status 1: 1 failed, 1 passed\n        tests/a.py::test_y"
+        assert driver.outcome_of(1, output + "FAILED tests/a.py::test_y - assert 0") == expected
+    found = """========= Invalid __global__ read of size 4 bytes
+=========     at _match_kernel+0x1f0 in match.py:190
+=========     at void at::native::sort<float>(int)+0x30
+========= Error: Race reported between Write access at _match_kernel+0x10 in match.py:3
+=========     Host Frame: launch [0x123] in libcuda.so"""
+    assert driver.outcome_of(driver.FINDING, found) == (
+        "FAILED: it found errors\n        _match_kernel, 2 times\n        at::native::sort, 1 times"
+    )
 
 
 def test_long_logs_keep_both_ends(driver):
@@ -177,10 +204,31 @@ def test_failing_rows_hold_up_nothing(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(gpu, "_device_works", lambda: False)  # as after an illegal access
     rows = [row("fatal", RuntimeError("illegal access")), row("after")]
-    assert run(rows, long) == gpu.TIME_IS_UP
-    assert "1 rows are left" in capsys.readouterr().out
+    assert run(rows, long) == gpu.TRY_AGAIN
+    assert "run it again" in capsys.readouterr().out
     assert run(rows, long) == 1
     assert tried[4:] == ["fatal", "after"]
+
+
+def test_a_row_that_hangs_ends_the_process(tmp_path):
+    """It is written down, so that the next process goes on behind it."""
+    path = tmp_path / "gpu.json"
+    script = f"""
+import time
+from pathlib import Path
+from benchmarks import gpu
+facts = dict.fromkeys(("device", "driver", "commit", "source_hash", "torch", "torchvision"), "")
+times = gpu.Times(1.0, 1.0, 1.0, 1, None)
+rows = [gpu.Row("group", "hangs", lambda: time.sleep(60)), gpu.Row("group", "good", lambda: times)]
+report = gpu.Report(Path({str(path)!r}), facts)
+raise SystemExit(gpu.run(iter(rows), report, time.monotonic() + 60, row_limit=0.1))
+"""
+    for status in (gpu.TRY_AGAIN, 1):
+        run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60, check=False)
+        assert run.returncode == status
+    rows = json.loads(path.read_text())["rows"]
+    assert rows["group / hangs"]["error"] == "TimeoutError: not measured within 0 s"
+    assert rows["group / good"]["median"] == 1.0
 
 
 @pytest.mark.parametrize(
