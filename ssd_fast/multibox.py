@@ -264,6 +264,11 @@ class MultiBoxLoss(Float32Buffers):
         if self.classification == "focal":
             self._check_focal_options()
         else:
+            if self.options["background_index"] is None:
+                raise ValueError(
+                    "background_index: None, no background, goes with classification='focal' alone;"
+                    " a softmax has the background among its classes, pass its index"
+                )
             for name, default in _FOCAL_ONLY.items():
                 if self.focal_options[name] != default:
                     raise ValueError(f"{name}: of classification='focal' alone, leave it out")

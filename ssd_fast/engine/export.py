@@ -71,7 +71,8 @@ def export_onnx(model: SSD, path: str | os.PathLike[str], *, opset: int = _OPSET
         ModuleNotFoundError: onnx or onnxscript is not installed.
         OSError: the file cannot be written.
         ValueError: an opset that can not be written, a model whose `nms` is not "hard", whose
-            `iou_threshold` is outside [0, 1], or whose `top_k` is 0.
+            `iou_threshold` is outside [0, 1], whose `score_threshold` is negative, or whose `top_k`
+            is 0.
     """
     if opset < _OPSET:
         raise ValueError(f"opset: expected {_OPSET} or later, got {opset}")
@@ -89,6 +90,11 @@ def export_onnx(model: SSD, path: str | os.PathLike[str], *, opset: int = _OPSET
         raise ValueError(
             "top_k: ONNX has suppression of one candidate or more, got a model with 0; set "
             "model.top_k to 1 or more"
+        )
+    if model.score_threshold < 0:
+        raise ValueError(
+            f"score_threshold: ONNX has thresholds of 0 or more, got a model with "
+            f"{model.score_threshold}; set model.score_threshold to 0 or more"
         )
     try:
         from ssd_fast.engine.onnx_detect import onnx_detect
@@ -131,11 +137,12 @@ def _program(model: SSD) -> torch.export.ExportedProgram:
     size, device = model.transform.size, model.priors.device
     images = torch.zeros(2, 3, size, size, device=device)
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
             return torch.export.export(
                 _Detector(model).eval(), (images,), dynamic_shapes={"images": {0: batch}}
             )
     finally:
-        model.train(training)
+        for module, training in modes:  # of frozen parts another one than the model's
+            module.training = training

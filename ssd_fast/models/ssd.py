@@ -64,6 +64,7 @@ class SSD(nn.Module):
             the dense backward of PyTorch.
 
     Raises:
+        TypeError: a loss that is no mapping.
         ValueError: no class beside the background, a backbone and `boxes_per_cell` of different
             lengths, or an option out of range.
     """
@@ -90,6 +91,11 @@ class SSD(nn.Module):
     ) -> None:
         super().__init__()
         loss = loss or {}
+        if not isinstance(loss, Mapping):
+            raise TypeError(
+                f"loss: expected a mapping of MultiBoxLoss's options, such as"
+                f" {{'min_negatives': 3}}, got {type(loss).__name__}"
+            )
         if num_classes < (1 if loss.get("background_index", 0) is None else 2):
             raise ValueError(
                 f"num_classes: expected the background and at least one class, got {num_classes}"

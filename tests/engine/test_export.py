@@ -117,10 +117,12 @@ def test_onnx_without_detections(tmp_path: Path):
 
 
 def test_the_model_is_left_as_it_was(tmp_path: Path):
+    """In training, with a part that is frozen in evaluation."""
     model = build().train()
+    model.backbone.eval()
+    before = [module.training for module in model.modules()]
     export_torch(model, tmp_path / "model.pt2")
-    assert model.training
-    assert model.backbone.training
+    assert [module.training for module in model.modules()] == before
 
 
 def test_bad_arguments_are_named(tmp_path: Path):
@@ -137,6 +139,9 @@ def test_bad_arguments_are_named(tmp_path: Path):
         model.top_k, model.iou_threshold = 400, threshold
         with pytest.raises(ValueError, match=rf"iou_threshold: .* \[0, 1\] .* {threshold};"):
             export_onnx(model, tmp_path / "model.onnx")
+    model.iou_threshold, model.score_threshold = 0.45, -0.25
+    with pytest.raises(ValueError, match=r"score_threshold: .* 0 or more, got .* -0\.25;"):
+        export_onnx(model, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"package is named \*\.pt2, got .*model\.so"):
         export_aoti(model, tmp_path / "model.so")
     assert not list(tmp_path.iterdir())

@@ -119,7 +119,7 @@ def test_an_option_of_the_loss_too():
         small(classification="x")
     with pytest.raises(ValueError, match="ratio: the focal loss takes none"):
         small(loss={"ratio": 2.0})
-    with pytest.raises(ValueError, match="background_index"):
+    with pytest.raises(ValueError, match="background_index: None, no background, goes with"):
         small(classification="softmax", loss={"background_index": None})
     with pytest.raises(ValueError, match="num_classes: expected"):
         small(1)

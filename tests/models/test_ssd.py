@@ -291,6 +291,7 @@ def test_bad_targets_are_named(targets, error, message):
         ({"image_mean": [0.5]}, ValueError, "image_mean: expected 3 numbers"),
         ({"image_std": [0.5, 0, 1]}, ValueError, "image_std: expected positive numbers"),
         ({"loss": {"normalizer": "mean"}}, ValueError, "normalizer: expected"),
+        ({"loss": ["giou"]}, TypeError, "loss: expected a mapping of MultiBoxLoss.s options"),
         ({"nms_thresh": 0.5}, TypeError, "nms_thresh"),
     ],
 )
