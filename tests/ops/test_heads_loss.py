@@ -1,110 +1,30 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""heads_loss: equal to convolutions and multibox_loss, whatever is gathered; edges, bad input."""
+"""heads_loss: equal to convolutions and multibox_loss, whatever is gathered; edges."""
 
 import sys
-from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import conv2d
 
-from ssd_fast.ops import (
-    _sparse_convolution,
-    heads_loss,
-    heads_loss_reference,
-    match,
-    multibox_loss,
+from ssd_fast.ops import _sparse_convolution, heads_loss, heads_loss_reference, match
+from ssd_fast.testing import assert_close
+
+from .heads_cases import (
+    CELLS,
+    LAST,
+    PLAIN,
+    Heads,
+    assert_equal_to_maps,
+    losses_and_gradients,
+    make_heads,
+    make_targets,
+    through_maps,
 )
-from ssd_fast.ops.heads_loss import _backward_reference
-from ssd_fast.testing import assert_close, random_boxes, random_objects, seeded
 
-CELLS = [(4, 9, 7), (6, 4, 5), (4, 1, 1)]  # anchors, height, width of each level
-CHANNELS = 5
-CLASSES = 6
-LAST, PLAIN = torch.channels_last, torch.contiguous_format
-
-
-class Heads(NamedTuple):
-    """What `heads_loss` takes first."""
-
-    features: list[Tensor]
-    delta_weights: list[Tensor]
-    delta_biases: list[Tensor | None]
-    logit_weights: list[Tensor]
-    logit_biases: list[Tensor | None]
-
-    def map(self, change) -> "Heads":
-        """The same with every tensor changed."""
-        return Heads(*([None if x is None else change(x) for x in kind] for kind in self))
-
-    def tensors(self) -> list[Tensor]:
-        """All of them that a gradient may go to."""
-        return [x for kind in self for x in kind if x is not None and x.requires_grad]
-
-
-def make_heads(batch=2, cells=CELLS, formats=(PLAIN, PLAIN), seed=0) -> Heads:
-    """Random features and heads; `formats` of the features and of the weights."""
-    generator = seeded(seed)
-
-    def randn(*shape, scale=1.0):
-        return torch.randn(*shape, generator=generator) * scale
-
-    features = [randn(batch, CHANNELS, h, w).to(memory_format=formats[0]) for _, h, w in cells]
-    parts = []
-    for columns in (4, CLASSES):
-        weights = [randn(a * columns, CHANNELS, 3, 3, scale=0.3) for a, _, _ in cells]
-        parts.append([weight.to(memory_format=formats[1]) for weight in weights])
-        parts.append([randn(a * columns) for a, _, _ in cells])
-    return Heads(features, *parts).map(lambda x: x.requires_grad_())
-
-
-def make_targets(batch=2, cells=CELLS, counts=(1, 2), seed=1) -> tuple[Tensor, ...]:
-    """Priors, boxes, labels and offsets."""
-    priors = random_boxes(sum(a * h * w for a, h, w in cells), seeded(seed))
-    return priors, *random_objects(batch, seeded(seed + 1), counts=counts, classes=CLASSES)
-
-
-def through_maps(heads: Heads, *targets, **options) -> tuple[Tensor, ...]:
-    """The dense path: PyTorch's convolutions, then the other operator."""
-    x = heads.features
-    deltas = [conv2d(*level, padding=1) for level in zip(x, heads[1], heads[2], strict=True)]
-    logits = [conv2d(*level, padding=1) for level in zip(x, heads[3], heads[4], strict=True)]
-    return multibox_loss(deltas, logits, *targets, **options)
-
-
-def losses_and_gradients(function, heads: Heads, *targets, **options):
-    """What `function` gives, and the gradients of ``2 box_loss + 3 class_loss``."""
-    *losses, num_positives = function(*heads, *targets, **options)
-    gradients = torch.autograd.grad(2 * losses[0] + 3 * losses[1], heads.tensors())
-    return [x.detach() for x in losses], num_positives, gradients
-
-
-def assert_equal_to_maps(heads: Heads, *targets, tolerance=2e-6, **options) -> None:
-    """Losses bit for bit, gradients but for the order of sums, in the same memory layout."""
-    losses, positives, gradients = losses_and_gradients(heads_loss, heads, *targets, **options)
-    dense = losses_and_gradients(lambda *a, **o: through_maps(Heads(*a[:5]), *a[5:], **o), heads,
-                                 *targets, **options)  # fmt: skip
-    assert all(a.equal(b) for a, b in zip(losses, dense[0], strict=True))
-    assert positives.equal(dense[1])
-    for a, b, x in zip(gradients, dense[2], heads.tensors(), strict=True):
-        assert_close(a, b, tolerance=tolerance)
-        assert a.dtype == x.dtype
-        assert a.stride() == x.stride() or not x.is_contiguous()
-
-
-@pytest.fixture(autouse=True)
-def _never_small(monkeypatch) -> None:
-    """The heads of these tests are; the path that is for large ones is to be seen."""
-    monkeypatch.setattr(_sparse_convolution, "SMALL", 0)
-
-
-@pytest.fixture
-def never_dense(monkeypatch) -> None:
-    """Every level goes through its patches."""
-    monkeypatch.setattr(_sparse_convolution, "is_sparse", lambda cells, features: True)
+pytestmark = pytest.mark.usefixtures("never_small")
 
 
 @pytest.mark.parametrize("weights", [PLAIN, LAST])
@@ -279,12 +199,6 @@ def test_gradients_have_the_dtype_of_what_they_are_of(never_dense, monkeypatch) 
     assert all(x.dtype == torch.bfloat16 for _, results in found for x in results)
 
 
-def test_shapes_on_the_meta_device() -> None:
-    heads, targets = make_heads(), make_targets()
-    outputs = heads_loss(*heads.map(lambda x: x.to("meta")), *(x.to("meta") for x in targets))
-    assert [tuple(x.shape) for x in outputs] == [(), (), (heads.features[0].size(0),)]
-
-
 @pytest.fixture
 def dense_levels(monkeypatch) -> list:
     """Gets an entry for each level that takes PyTorch's backward."""
@@ -310,209 +224,3 @@ def test_small_heads_take_the_dense_backward(dense_levels, monkeypatch) -> None:
     monkeypatch.setattr(_sparse_convolution, "SMALL", 2**27)
     assert_equal_to_maps(make_heads(), *make_targets())
     assert len(dense_levels) == len(CELLS)
-
-
-def test_no_dense_gradient_in_memory() -> None:
-    """Saved are the inputs and the maps; in backward nothing is as large as a map of logits."""
-    cells = [(4, 40, 40)]
-    heads, targets = make_heads(2, cells), make_targets(2, cells)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        box_loss, class_loss, _ = heads_loss(*heads, *targets)
-    rows = 2 * 4 * 40 * 40
-    maps, code = rows * (4 + CLASSES), rows
-    inputs = sum(x.numel() for kind in (heads[0], heads[1], heads[3], targets) for x in kind)
-    assert sum(x.numel() for x in saved) == inputs + maps + code + 2  # num_positives
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
-                                profile_memory=True) as profile:  # fmt: skip
-        torch.autograd.grad(box_loss + class_loss, heads.tensors())
-    largest = max(event.self_cpu_memory_usage for event in profile.events())
-    assert 0 < largest < 4 * rows * CLASSES
-
-
-def test_autocast_computes_in_its_dtype(never_dense) -> None:
-    """As the convolutions do; gradients are those of the float32 parameters."""
-    heads, targets = make_heads(), make_targets()
-    results = []
-    for function in (heads_loss, lambda *a: through_maps(Heads(*a[:5]), *a[5:])):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            box_loss, class_loss, _ = function(*heads, *targets)
-            loss = 2 * box_loss + 3 * class_loss
-            inside = torch.autograd.grad(loss, heads.tensors(), retain_graph=True)
-        outside = torch.autograd.grad(loss, heads.tensors())
-        assert all(a.equal(b) for a, b in zip(inside, outside, strict=True))
-        results.append((loss.detach(), outside))
-    assert results[0][0].equal(results[1][0])
-    for a, b in zip(results[0][1], results[1][1], strict=True):
-        assert a.dtype == torch.float32
-        assert_close(a, b, tolerance=0.03)
-
-
-def test_half_features_meet_float32_heads(never_dense) -> None:
-    """Parameters are cast to the features' dtype, differentiably."""
-    heads, targets = make_heads(), make_targets()
-    half = [x.detach().bfloat16().requires_grad_() for x in heads.features]
-    mixed = heads._replace(features=half)
-    gradients = losses_and_gradients(heads_loss, mixed, *targets)[2]
-    assert [x.dtype for x in gradients] == [x.dtype for x in mixed.tensors()]
-    rounded = heads.map(lambda x: x.detach().bfloat16().requires_grad_())
-    for a, b in zip(gradients, losses_and_gradients(heads_loss, rounded, *targets)[2], strict=True):
-        assert a.to(b.dtype).equal(b)
-
-
-def test_functional_gradient_equals_autograd() -> None:
-    """``torch.func.grad`` goes through the operator."""
-    heads, targets = make_heads(), make_targets()
-
-    def total(features: list[Tensor]) -> Tensor:
-        box_loss, class_loss, _ = heads_loss(features, *heads[1:], *targets)
-        return 2 * box_loss + 3 * class_loss
-
-    expected = losses_and_gradients(heads_loss, heads, *targets)[2]
-    functional = torch.func.grad(total)(heads.features)
-    assert all(a.equal(b) for a, b in zip(functional, expected, strict=False))
-
-
-def test_compiles_without_a_graph_break() -> None:
-    """Forward and backward; another number of touched cells is no other graph."""
-    compiled = torch.compile(heads_loss, fullgraph=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for seed in range(3):
-            heads = make_heads(seed=seed, formats=(LAST, LAST))
-            targets = make_targets(counts=(2, 2), seed=seed)
-            actual = losses_and_gradients(compiled, heads, *targets)
-            expected = losses_and_gradients(heads_loss, heads, *targets)
-            for a, b in zip((*actual[0], *actual[2]), (*expected[0], *expected[2]), strict=True):
-                assert a.equal(b)
-
-
-@pytest.mark.parametrize("formats", [(PLAIN, PLAIN), (LAST, PLAIN), (PLAIN, LAST), (LAST, LAST)])
-def test_registration(device, formats) -> None:
-    """Schema, fake kernel and compilation, forward and backward."""
-    heads = make_heads(formats=formats).map(lambda x: x.detach().to(device))
-    targets = [x.to(device) for x in make_targets()]
-    options = (
-        None,
-        None,
-        0.5,
-        None,
-        False,
-        0,
-        0.5,
-        3.0,
-        0,
-        0,
-        1.0,
-        (0.1, 0.1, 0.2, 0.2),
-        0.0,
-        0,
-        0,
-    )
-    torch.library.opcheck(torch.ops.ssd_fast.heads_loss.default, (*heads, *targets, *options))
-    _, _, num_positives, code, deltas, logits = torch.ops.ssd_fast.heads_loss.default(
-        *heads, *targets, *options
-    )
-    saved = heads.features, heads.delta_weights, heads.logit_weights, deltas, logits
-    one = torch.ones((), device=device)
-    for wanted in ([True] * 15, [True, False, False] * 5):
-        torch.library.opcheck(
-            torch.ops.ssd_fast.heads_loss_backward.default,
-            (one, one, *saved, *targets, code, num_positives, wanted, None, *options[-6:]),
-        )
-
-
-def test_backward_survives_targets_that_changed() -> None:
-    """Labels and offsets overwritten between forward and backward: no crash."""
-    heads, (priors, boxes, labels, offsets) = make_heads(), make_targets()
-    box_loss, *_ = heads_loss(*heads, priors, boxes, labels, offsets)
-    with torch.no_grad():
-        labels.data.fill_(2**40)
-        offsets.data.fill_(-3)
-    gradients = torch.autograd.grad(box_loss, heads.tensors())
-    assert all(gradient.eq(0).all() for gradient in gradients)
-
-
-def test_reference_backward_equals_the_dense_path() -> None:
-    """What serves other devices, here in the place of the CPU's."""
-    heads, targets = make_heads(), make_targets()
-    options = (
-        None,
-        None,
-        0.5,
-        None,
-        False,
-        0,
-        0.5,
-        3.0,
-        0,
-        0,
-        1.0,
-        (0.1, 0.1, 0.2, 0.2),
-        0.0,
-        0,
-        0,
-    )
-    detached = heads.map(Tensor.detach)
-    _, _, num_positives, code, deltas, logits = torch.ops.ssd_fast.heads_loss.default(
-        *detached, *targets, *options
-    )
-    scales = torch.tensor(2.0), torch.tensor(3.0)
-    saved = detached.features, detached.delta_weights, detached.logit_weights, deltas, logits
-    rest = *saved, *targets, code, num_positives, [True] * 15, None, *options[-6:]
-    expected = losses_and_gradients(heads_loss, heads, *targets)[2]
-    for a, b in zip(_backward_reference(*scales, *rest), expected, strict=True):
-        assert_close(a, b, tolerance=2e-6)
-
-
-GOOD = make_heads().map(Tensor.detach)
-TARGETS = make_targets()
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"features": [GOOD.features[0][0], *GOOD.features[1:]]}, r"features\[0\]: expected \(B"),
-        ({"features": [x.double() for x in GOOD.features]}, r"features\[0\]: expected float32"),
-        (
-            {"features": [GOOD.features[0], *(x.half() for x in GOOD.features[1:])]},
-            r"features\[1\]: expected float32, float16 or bfloat16, one dtype",
-        ),
-        ({"features": GOOD.features[:2]}, "delta_weights: expected one with its bias"),
-        ({"features": []}, "delta_weights: expected one with its bias, .* at least one"),
-        ({"logit_biases": []}, "logit_weights: expected one with its bias, or None"),
-        (
-            {"delta_weights": [x[:, :, :2] for x in GOOD.delta_weights]},
-            r"delta_weights\[0\]: expected \(K, 5, 3, 3\) for features\[0\]",
-        ),
-        (
-            {"logit_biases": [x[1:] for x in GOOD.logit_biases]},
-            r"logit_biases\[0\]: expected \(24,\) or None, got \(23,\)",
-        ),
-        (
-            {"logit_weights": [x.to("meta") for x in GOOD.logit_weights]},
-            r"logit_weights\[0\]: expected on cpu like features\[0\], got meta",
-        ),
-        (
-            {
-                "logit_weights": [x[1:] for x in GOOD.logit_weights],
-                "logit_biases": [x[1:] for x in GOOD.logit_biases],
-            },
-            r"logits\[0\]: expected a multiple of 4 channels",
-        ),
-    ],
-)
-def test_bad_heads_are_named(changed, message) -> None:
-    """One error that says what would fit."""
-    with pytest.raises(ValueError, match=message):
-        heads_loss(*GOOD._replace(**changed), *TARGETS)
-
-
-def test_bad_targets_and_options_are_named() -> None:
-    """As `multibox_loss` does."""
-    priors, *rest = TARGETS
-    with pytest.raises(ValueError, match="priors: expected one for each of the 376 rows"):
-        heads_loss(*GOOD, priors[1:], *rest)
-    with pytest.raises(ValueError, match="offsets: expected 3 numbers"):
-        heads_loss(*GOOD, priors, *rest[:2], rest[2][1:])
-    with pytest.raises(ValueError, match="beta: expected"):
-        heads_loss(*GOOD, *TARGETS, beta=-1.0)

@@ -8,6 +8,8 @@ from torch import Tensor
 from ssd_fast.ops import match, multibox_loss, multibox_loss_reference
 from ssd_fast.testing import Objects, assert_close, random_boxes, random_objects, seeded
 
+from .loss_cases import loss_and_gradients
+
 B, P, C = 3, 140, 7
 PRIORS = random_boxes(P, seeded(0))
 
@@ -23,14 +25,6 @@ def _objects() -> Objects:
     return random_objects(B, seeded(1), counts=(0, 6), classes=C)
 
 
-def _run(function, deltas, logits, *targets, **options) -> tuple[Tensor, ...]:
-    """Losses, positives, and the gradients of ``2 box_loss + 3 class_loss``."""
-    deltas, logits = deltas.detach().requires_grad_(), logits.detach().requires_grad_()
-    losses = function(deltas, logits, *targets, **options)
-    grads = torch.autograd.grad(2 * losses[0] + 3 * losses[1], (deltas, logits))
-    return *(x.detach() for x in losses), *grads
-
-
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("assign", ["last", "bipartite", "none"])
 def test_matches_equal_internal_matching(device, dtype, assign) -> None:
@@ -39,12 +33,12 @@ def test_matches_equal_internal_matching(device, dtype, assign) -> None:
     inputs = [x.to(device) for x in (*_heads(), PRIORS, *objects)]
     matching = {"iou_threshold": 0.4, "low_threshold": 0.3, "assign": assign}
     matches = match(PRIORS, objects.boxes, objects.offsets, **matching).to(device, dtype)
-    inside = _run(multibox_loss, *inputs, **matching)
-    given = _run(multibox_loss, *inputs, matches=matches)
+    inside = loss_and_gradients(multibox_loss, *inputs, **matching)
+    given = loss_and_gradients(multibox_loss, *inputs, matches=matches)
     assert all(torch.equal(a, b) for a, b in zip(given, inside, strict=True))
     # Strides do not matter: the operator sees (B, P), however it lies.
     strided = matches.t().contiguous().t()
-    again = _run(multibox_loss, *inputs, matches=strided)
+    again = loss_and_gradients(multibox_loss, *inputs, matches=strided)
     assert all(torch.equal(a, b) for a, b in zip(again, inside, strict=True))
 
 

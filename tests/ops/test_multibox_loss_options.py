@@ -11,14 +11,9 @@ from torch import Tensor
 from ssd_fast import _C
 from ssd_fast.boxes import decode_boxes
 from ssd_fast.ops import heads_loss, match, multibox_loss, multibox_loss_reference
-from ssd_fast.testing import (
-    Objects,
-    as_maps,
-    assert_close,
-    random_boxes,
-    random_objects,
-    seeded,
-)
+from ssd_fast.testing import Objects, as_maps, assert_close, random_boxes, random_objects, seeded
+
+from .loss_cases import loss_and_gradients
 
 B, P, C = 3, 140, 7
 CELLS = [(4, 5, 5), (6, 3, 2), (4, 1, 1)]
@@ -39,14 +34,6 @@ def _objects(seed: int = 1, regions: bool = False) -> Objects:
     if regions:
         objects.labels[::3] = -1
     return objects
-
-
-def _run(function, deltas, logits, *targets, **options) -> tuple[Tensor, ...]:
-    """Losses, positives, and the gradients of ``2 box_loss + 3 class_loss``."""
-    deltas, logits = deltas.detach().requires_grad_(), logits.detach().requires_grad_()
-    losses = function(deltas, logits, *targets, **options)
-    grads = torch.autograd.grad(2 * losses[0] + 3 * losses[1], (deltas, logits))
-    return *(x.detach() for x in losses), *grads
 
 
 def _combinations() -> list[dict]:
@@ -77,14 +64,14 @@ def test_combinations_equal_reference_on_every_instruction_set(device, options) 
     """The kernel in float32 against the reference in float64; equal bit for bit among kernels."""
     heads, objects = _heads(), _objects(regions=True)
     double = [x.double() for x in (*heads, PRIORS, objects.boxes)]
-    expected = _run(multibox_loss_reference, *double, *objects[1:], **options)
+    expected = loss_and_gradients(multibox_loss_reference, *double, *objects[1:], **options)
     moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
     inputs = [x.to(device) for x in (*heads, PRIORS, *objects)]
     results = []
     try:
         for name in _C.instruction_sets():
             _C.set_instruction_set(name)
-            results.append(_run(multibox_loss, *inputs, **moved))
+            results.append(loss_and_gradients(multibox_loss, *inputs, **moved))
     finally:
         _C.set_instruction_set(_C.instruction_sets()[-1])
     assert torch.equal(results[0][2].cpu(), expected[2])
@@ -101,9 +88,9 @@ def test_half_inputs_equal_reference(device, dtype, box_loss) -> None:
     options = {"box_loss": box_loss, "label_smoothing": 0.1}
     heads, objects = [x.to(dtype) for x in _heads()], _objects()
     double = [x.double() for x in (*heads, PRIORS, objects.boxes)]
-    expected = _run(multibox_loss_reference, *double, *objects[1:], **options)
+    expected = loss_and_gradients(multibox_loss_reference, *double, *objects[1:], **options)
     inputs = [x.to(device) for x in (*heads, PRIORS, *objects)]
-    actual = _run(multibox_loss, *inputs, **options)
+    actual = loss_and_gradients(multibox_loss, *inputs, **options)
     for i in (0, 1):
         assert_close(actual[i].cpu(), expected[i])
     for i in (3, 4):
@@ -117,10 +104,10 @@ def test_large_logits_overflow_nothing(device, scale) -> None:
     heads, objects = _heads(scale=scale), _objects()
     options = {"label_smoothing": 0.1, "class_weights": WEIGHTS + 0.1}
     double = [x.double() for x in (*heads, PRIORS, objects.boxes)]
-    expected = _run(multibox_loss_reference, *double, *objects[1:], **options)
+    expected = loss_and_gradients(multibox_loss_reference, *double, *objects[1:], **options)
     inputs = [x.to(device) for x in (*heads, PRIORS, *objects)]
     options["class_weights"] = options["class_weights"].to(device)
-    actual = _run(multibox_loss, *inputs, **options)
+    actual = loss_and_gradients(multibox_loss, *inputs, **options)
     for i in (1, 4):
         assert actual[i].isfinite().all()
         assert_close(actual[i].cpu(), expected[i])
@@ -173,7 +160,7 @@ def test_box_loss_is_torchvisions(torchvision, box_loss, theirs) -> None:
     decoded = decode_boxes(leaf[image, prior], PRIORS[prior].double(), (0.1, 0.2))
     rows = getattr(torchvision.ops, theirs)(decoded, objects.boxes[row].double())
     expected = rows.sum() / len(rows)
-    actual = _run(multibox_loss, deltas, logits, PRIORS, *objects, box_loss=box_loss)
+    actual = loss_and_gradients(multibox_loss, deltas, logits, PRIORS, *objects, box_loss=box_loss)
     assert_close(actual[0], expected.detach())
     assert_close(actual[3], 2 * torch.autograd.grad(expected, leaf)[0])
 
@@ -188,10 +175,10 @@ def test_edges_that_coincide_share_the_gradient(device, box_loss) -> None:
         objects = boxes.roll(shift, 0), torch.ones(16).long(), torch.tensor([0, 16])
         options = {"box_loss": box_loss, "matches": torch.arange(16).view(1, 16)}
         double = [x.double() for x in (deltas, logits, boxes, objects[0])]
-        expected = _run(multibox_loss_reference, *double, *objects[1:], **options)
+        expected = loss_and_gradients(multibox_loss_reference, *double, *objects[1:], **options)
         options["matches"] = options["matches"].to(device)
         inputs = [x.to(device) for x in (deltas, logits, boxes, *objects)]
-        actual = _run(multibox_loss, *inputs, **options)
+        actual = loss_and_gradients(multibox_loss, *inputs, **options)
         assert (actual[0].cpu() - expected[0]).abs() < 2e-6  # equal boxes cost nothing
         assert (actual[3].cpu() - expected[3]).abs().max() < 2e-6
 
@@ -201,10 +188,10 @@ def test_broken_deltas_stay_in_their_row(device, box_loss) -> None:
     """The loss says so; gradients of other rows are as they were."""
     (deltas, logits), objects = _heads(), _objects()
     inputs = [x.to(device) for x in (logits, PRIORS, *objects)]
-    healthy = _run(multibox_loss, deltas.to(device), *inputs, box_loss=box_loss)
+    healthy = loss_and_gradients(multibox_loss, deltas.to(device), *inputs, box_loss=box_loss)
     row = healthy[3].ne(0).any(2).nonzero()[0].tolist()
     deltas[row[0], row[1], 1] = torch.nan
-    broken = _run(multibox_loss, deltas.to(device), *inputs, box_loss=box_loss)
+    broken = loss_and_gradients(multibox_loss, deltas.to(device), *inputs, box_loss=box_loss)
     assert not broken[0].isfinite()
     healthy[3][row[0], row[1]] = broken[3][row[0], row[1]] = 0
     assert torch.equal(broken[3], healthy[3])
@@ -215,7 +202,7 @@ def test_a_clamped_scale_has_no_gradient(device) -> None:
     (deltas, logits), objects = _heads(), _objects()
     deltas[..., 2] = 100
     inputs = [x.to(device) for x in (deltas, logits, PRIORS, *objects)]
-    gradient = _run(multibox_loss, *inputs, box_loss="giou")[3]
+    gradient = loss_and_gradients(multibox_loss, *inputs, box_loss="giou")[3]
     assert gradient[..., 2].eq(0).all()
     assert gradient[..., 3].ne(0).any()
 
@@ -255,8 +242,10 @@ def test_negative_background_counts_from_the_last_class(device) -> None:
 def test_mining_sees_no_weights() -> None:
     """The same rows train, whatever they weigh."""
     (deltas, logits), objects = _heads(), _objects()
-    plain = _run(multibox_loss, deltas, logits, PRIORS, *objects)[4].ne(0).any(2)
-    weighted = _run(multibox_loss, deltas, logits, PRIORS, *objects, class_weights=WEIGHTS + 0.1)[4]
+    plain = loss_and_gradients(multibox_loss, deltas, logits, PRIORS, *objects)[4].ne(0).any(2)
+    weighted = loss_and_gradients(
+        multibox_loss, deltas, logits, PRIORS, *objects, class_weights=WEIGHTS + 0.1
+    )[4]
     assert torch.equal(weighted.ne(0).any(2), plain)
 
 
@@ -264,7 +253,7 @@ def test_mining_sees_no_weights() -> None:
 def test_channels_first_heads_are_read_in_place(options) -> None:
     """Transposed views: equal results, gradients laid out like the heads, no memory but theirs."""
     heads, objects = _heads(), _objects()
-    plain = _run(multibox_loss, *heads, PRIORS, *objects, **options)
+    plain = loss_and_gradients(multibox_loss, *heads, PRIORS, *objects, **options)
     leaves = [x.transpose(1, 2).contiguous().requires_grad_() for x in heads]
 
     def step() -> tuple[Tensor, ...]:
@@ -327,8 +316,10 @@ def test_compiles_without_a_graph_break() -> None:
     options = {"class_weights": WEIGHTS, "label_smoothing": 0.1, "box_loss": "ciou"}
     matches = match(PRIORS, objects.boxes, objects.offsets)
     for given in ({}, {"matches": matches}, {"background_index": -1}):
-        actual = _run(compiled, *_heads(), PRIORS, *objects, **options, **given)
-        expected = _run(multibox_loss, *_heads(), PRIORS, *objects, **options, **given)
+        actual = loss_and_gradients(compiled, *_heads(), PRIORS, *objects, **options, **given)
+        expected = loss_and_gradients(
+            multibox_loss, *_heads(), PRIORS, *objects, **options, **given
+        )
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
@@ -346,7 +337,7 @@ def test_functional_gradient_equals_autograd() -> None:
         return 2 * box_loss + 3 * class_loss
 
     functional = torch.func.grad(total, argnums=(0, 1))(*_heads())
-    expected = _run(multibox_loss, *_heads(), PRIORS, *objects, **options)[3:]
+    expected = loss_and_gradients(multibox_loss, *_heads(), PRIORS, *objects, **options)[3:]
     assert all(torch.equal(a, b) for a, b in zip(functional, expected, strict=True))
 
 
