@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A folder in VOC layout to break in one place at a time."""
+"""Folders in VOC and COCO layout to break in one place at a time."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .coco_folder import COCOFolder
 
 Box = tuple[object, object, object, object]
 
@@ -73,3 +75,10 @@ def good(folder: VOCFolder) -> VOCFolder:
     folder.xml("b", [("dog", (5, 5, 15, 30))])
     folder.listed("train", "a", "b")
     return folder
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> COCOFolder:
+    """Two images, in `train`."""
+    pytest.importorskip("PIL", reason="needs the extra: pip install 'ssd_fast[train]'")
+    return COCOFolder(tmp_path / "coco")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
+"""COCODataset: what it reads, and what it leaves out and names."""
+
 import json
 import math
 import pickle
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,57 +14,9 @@ from hypothesis import strategies as st
 
 from ssd_fast.data import BrokenSample, COCODataset
 
+from .coco_folder import COCOFolder, box, image
+
 Image = pytest.importorskip("PIL.Image", reason="needs the extra: pip install 'ssd_fast[train]'")
-
-CATEGORIES = [{"id": 3, "name": "traffic light"}, {"id": 90, "name": "dog"}]
-
-
-def box(number: int, image: int, *values: float, **more: Any) -> dict[str, Any]:
-    """An annotation of a dog."""
-    return {"id": number, "image_id": image, "category_id": 90, "bbox": list(values)} | more
-
-
-def image(number: int, name: str, size: tuple[int, int] | None = (60, 40)) -> dict[str, Any]:
-    entry = {"id": number, "file_name": name}
-    return entry if size is None else entry | {"width": size[0], "height": size[1]}
-
-
-class COCOFolder:
-    """Two images of 60 x 40 pixels in `train2017`, to break in one place at a time."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.file = root / "annotations" / "instances_train2017.json"
-        self.images = [image(7, "a.jpg"), image(5, "b.jpg")]
-        self.annotations = [
-            box(1, 5, 10, 20, 30, 10, area=150.5, iscrowd=0),
-            box(2, 7, 0, 0, 60, 40, iscrowd=1),
-            box(3, 5, 1.5, 2, 3, 4, category_id=3),
-        ]
-        self.categories = CATEGORIES
-        for folder in ("annotations", "train2017"):
-            (root / folder).mkdir(parents=True)
-        self.picture("a.jpg")
-        self.picture("b.jpg")
-
-    def picture(self, name: str, size: tuple[int, int] = (60, 40), **options: Any) -> Path:
-        path = self.root / "train2017" / name
-        path.parent.mkdir(exist_ok=True)
-        Image.new("RGB", size, "red").save(path, **options)
-        return path
-
-    def write(self) -> None:
-        content = {name: getattr(self, name) for name in ("images", "annotations", "categories")}
-        self.file.write_text(json.dumps(content))
-
-    def open(self, **options: Any) -> COCODataset:
-        self.write()
-        return COCODataset(self.root, **options)
-
-
-@pytest.fixture
-def coco(tmp_path: Path) -> COCOFolder:
-    return COCOFolder(tmp_path / "coco")
 
 
 def test_reads_images_boxes_labels_and_ids(coco: COCOFolder) -> None:
@@ -270,103 +223,6 @@ def test_any_number_of_classes(coco: COCOFolder, count: int) -> None:
     dataset = coco.open()
     assert dataset.class_names == tuple(f"class {i}" for i in range(1, count + 1))
     assert dataset[1][1]["labels"].tolist() == [count]
-
-
-@pytest.mark.parametrize(
-    ("name", "folder", "asked"),
-    [
-        ("annotations/instances_val2017.json", "val2017", "val"),
-        ("annotations/instances_val2017.json", "images/val2017", "val2017"),
-        ("annotations/instances_val.json", "images", "val"),
-        ("annotations/instances_default.json", "images", "all"),
-        ("valid/_annotations.coco.json", "valid", "val"),
-        ("_annotations.coco.json", ".", "trainval"),
-        ("result.json", "images", "all"),
-        ("val.json", "val", "val"),
-    ],
-)
-def test_layouts(tmp_path: Path, coco: COCOFolder, name: str, folder: str, asked: str) -> None:
-    coco.write()
-    root = tmp_path / "other"
-    (root / name).parent.mkdir(parents=True)
-    shutil.copy(coco.file, root / name)
-    shutil.copytree(coco.root / "train2017", root / folder, dirs_exist_ok=True)
-    dataset = COCODataset(root, asked)
-    assert dataset.annotations == root / name
-    assert [path.parent for path in dataset.paths] == [root / folder] * 2
-    assert len(COCODataset(root / folder, annotations=root / name)) == 2
-
-
-def test_of_two_years_the_one_with_images_is_meant(coco: COCOFolder) -> None:
-    coco.write()
-    older = coco.file.with_name("instances_train2014.json")
-    shutil.copy(coco.file, older)
-    assert COCODataset(coco.root, "train").annotations == coco.file
-    shutil.copytree(coco.root / "train2017", coco.root / "train2014")
-    with pytest.raises(ValueError, match=r"'train' fits several .*: train2014, train2017; say"):
-        COCODataset(coco.root, "train")
-    assert COCODataset(coco.root, "train2014").annotations == older
-
-
-def test_one_file_is_split(coco: COCOFolder) -> None:
-    coco.file = coco.root / "annotations.json"
-    coco.images = [image(i, f"{i}.jpg") for i in (9, 8, 7, 6, 5)]
-    for i in range(5, 10):
-        coco.picture(f"{i}.jpg")
-    shutil.move(coco.root / "train2017", coco.root / "images")
-    sets = {name: coco.open(image_set=name).image_ids for name in ("train", "val", "test", "all")}
-    assert sets == {"train": (8, 7, 6, 5), "val": (9,), "test": (9,), "all": (9, 8, 7, 6, 5)}
-    with pytest.raises(ValueError, match=r"image_set: expected one of train, val, .* got 'x'"):
-        coco.open(image_set="x")
-
-
-@pytest.mark.parametrize(
-    ("content", "fault"),
-    [
-        ("", "the file does not parse as JSON"),
-        ("[" * 100_000, "the file does not parse as JSON"),
-        ("[]", "found no list of images"),
-        ('{"images": {}}', "found no list of images"),
-        ('{"images": [], "annotations": 3}', "annotations: expected a list, got int"),
-        ('{"images": []}', "no image can be used. None is listed"),
-        ('{"images": [], "categories": [3]}', "category number 1: expected an object of JSON"),
-        ('{"images": [], "categories": [{"id": "a"}]}', "id: expected an integer, got 'a'"),
-        ('{"images": [], "categories": [{"id": 1, "name": " "}]}', "name: expected a name"),
-    ],
-)
-def test_a_file_that_is_no_annotation_is_an_error(
-    coco: COCOFolder, content: str, fault: str
-) -> None:
-    coco.file.write_text(content)
-    with pytest.raises(ValueError, match=r"instances_train2017\.json") as caught:
-        COCODataset(coco.root)
-    assert fault in str(caught.value)
-
-
-def test_categories_that_cannot_be_told_apart_are_an_error(coco: COCOFolder) -> None:
-    coco.categories = [*CATEGORIES, {"id": 91, "name": "dog"}]
-    with pytest.raises(ValueError, match="the categories 90 and 91 are both named 'dog'"):
-        coco.open()
-    coco.categories = [*CATEGORIES, {"id": 90, "name": "cat"}]
-    with pytest.raises(ValueError, match="number 3: the id 90 belongs to 'dog' before it"):
-        coco.open()
-    coco.categories = []
-    coco.annotations = []
-    with pytest.raises(ValueError, match="it names no class; pass class_names"):
-        coco.open()
-
-
-def test_a_folder_of_another_layout_is_an_error(tmp_path: Path, coco: COCOFolder) -> None:
-    with pytest.raises(ValueError, match="nowhere: there is no such folder"):
-        COCODataset(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="found no annotations in COCO's format"):
-        COCODataset(tmp_path)
-    with pytest.raises(ValueError, match="has no set 'val', only train2017"):
-        coco.open(image_set="val")
-    with pytest.raises(ValueError, match=r"none\.json: there is no such file"):
-        COCODataset(coco.root, annotations=tmp_path / "none.json")
-    with pytest.raises(ValueError, match="the file cannot be read"):
-        COCODataset(coco.root, annotations=tmp_path)
 
 
 _PATHS = ["../a.jpg", "a.jpg/b", "n" * 300, "nul\0", "\ud800", ""]
