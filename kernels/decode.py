@@ -53,7 +53,7 @@ def store_row(
     tl.store(rows_ptr + r[:, None] * 4 + tl.arange(0, 4)[None, :], rows, ok[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def _decode_kernel(
     deltas_ptr,  # (R, 4), contiguous; R is a multiple of P
     priors_ptr,  # (P, 4) float32, contiguous
@@ -76,7 +76,7 @@ def _decode_kernel(
     store_row(boxes_ptr, r, ok, x1, y1, x2, y2, BLOCK_R)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def _encode_kernel(
     boxes_ptr,  # (R, 4), contiguous; R is a multiple of P
     priors_ptr,  # (P, 4) float32, contiguous

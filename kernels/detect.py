@@ -54,7 +54,7 @@ SIGMOID = 1  # number of the scores there
 REGISTERS = 255  # named, or ptxas spills some to fit two programs on a multiprocessor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["BLOCKS", "background"])
 def _candidates_kernel(
     levels,
     total_ptr,  # (B, P) float32, out where best >= 0, of a softmax alone: the row's exponentials
@@ -157,7 +157,7 @@ def visit_block(
     return count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K", "background", "top_k"])
 def _detect_kernel(
     levels,
     priors_ptr,  # (P, 4) float32, contiguous

@@ -33,7 +33,7 @@ __all__ = ["launch_focal_loss"]
 BLOCK_S = 256  # blocks of rows whose sums are added at a time
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "BLOCKS"])
 def _focal_rows_kernel(
     levels,
     priors_ptr,  # (P, 4) float32, contiguous
@@ -98,7 +98,7 @@ def _focal_rows_kernel(
     tl.store(count_ptr + row, tl.sum(positive.to(tl.int32), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["BLOCKS"])
 def _focal_images_kernel(
     box_ptr,  # (B, BLOCKS) float32
     class_ptr,  # (B, BLOCKS) float32

@@ -29,7 +29,7 @@ from ssd_fast.kernels.loss_rows import (
 __all__ = ["launch_focal_loss_backward"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "B", "BLOCKS"])
 def _focal_backward_kernel(
     levels,
     gradients,  # of each level: logits and deltas, out

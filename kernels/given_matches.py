@@ -21,7 +21,7 @@ from ssd_fast.kernels.match import round_to_float32
 __all__ = ["launch_given_matches"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "C", "background"])
 def _given_matches_kernel(
     matches_ptr,  # (B, P) int32 or int64, contiguous
     priors_ptr,  # (P, 4) float32, contiguous

@@ -11,7 +11,7 @@ from ssd_fast.kernels.loss_rows import IMAGES, batch_positives
 __all__ = ["launch_loss_sums", "no_rows"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def _sum_kernel(
     image_loss_ptr,  # (B, 2) float32
     num_positives_ptr,  # (B,) int64

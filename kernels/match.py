@@ -74,7 +74,7 @@ def best_claim(
     return tl.max(best, axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "C", "background"])
 def _claim_kernel(
     priors_ptr,  # (P, 4) float32, contiguous
     boxes_ptr,  # (N, 4) float32, contiguous
@@ -108,7 +108,7 @@ def _claim_kernel(
         tl.store(claims_ptr + n.to(tl.int64) * SPLITS + split, claim)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _bipartite_kernel(
     priors_ptr,  # (P, 4) float32, contiguous
     boxes_ptr,  # (N, 4) float32, contiguous
@@ -173,7 +173,7 @@ def _bipartite_kernel(
         begin += BLOCK_N
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "C", "background"])
 def _match_kernel(
     priors_ptr,  # (P, 4) float32, contiguous
     boxes_ptr,  # (N, 4) float32, contiguous

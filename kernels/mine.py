@@ -18,7 +18,7 @@ from ssd_fast.kernels.selection import (
 __all__ = ["launch_mine"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["min_negatives"])
 def _mine_kernel(
     loss_ptr,  # (B, P) float32, contiguous
     match_ptr,  # (B, P) int32, contiguous

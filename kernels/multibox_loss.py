@@ -41,7 +41,7 @@ from ssd_fast.kernels.selection import (
 __all__ = ["launch_multibox_loss"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "BLOCKS", "background"])
 def _rows_kernel(
     levels,
     priors_ptr,  # (P, 4) float32, contiguous
@@ -117,7 +117,7 @@ def _rows_kernel(
     tl.store(box_ptr + image * BLOCKS + block, box_loss)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["BLOCKS", "min_negatives", "background"])
 def _select_kernel(
     class_weights_ptr,  # (C,) float32, contiguous, or None: all are 1
     code_ptr,  # (B, P) int32, in and out

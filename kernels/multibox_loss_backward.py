@@ -33,7 +33,7 @@ from ssd_fast.kernels.loss_rows import (
 __all__ = ["launch_multibox_loss_backward"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "B", "BLOCKS", "background"])
 def _backward_kernel(
     levels,
     gradients,  # of each level: logits and deltas, out

@@ -134,7 +134,7 @@ def lower_waiting(
     return best, where
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K", "background", "top_k"])
 def _soft_detect_kernel(
     levels,
     priors_ptr,  # (P, 4) float32, contiguous

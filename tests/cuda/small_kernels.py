@@ -37,7 +37,8 @@ def train(device: torch.device) -> None:
         for given in (None, matched):
             box, classes, _ = ops.multibox_loss(*heads, priors, *targets, matches=given, **losses)
             (box + classes).backward()
-            box, classes, _ = ops.focal_loss(*heads, priors, *targets, matches=given, gamma=1.5)
+            options = {"matches": given, "gamma": 1.5, "normalizer": "image"}
+            box, classes, _ = ops.focal_loss(*heads, priors, *targets, **options)
             (box + classes).backward()
 
 
@@ -51,7 +52,8 @@ def postprocess(device: torch.device) -> None:
     ops.detect(as_maps(deltas, CELLS), as_maps(logits, CELLS), priors, clip=(0, 0, 1, 1))
     ops.detect(deltas, logits, priors, scores="sigmoid", background_index=None)
     many = [x.repeat(1, 20, 1) for x in (deltas, logits)]  # more candidates than are listed
-    ops.detect(*many, priors.repeat(20, 1))
+    for nms in ("hard", "diou", "soft-linear", "soft-gaussian"):
+        ops.detect(*many, priors.repeat(20, 1), nms=nms)
 
 
 def suppress(device: torch.device) -> None:

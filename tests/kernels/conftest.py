@@ -31,7 +31,12 @@ LAUNCHER_TESTS = [
 ]
 
 if INTERPRETED:
-    collect_ignore = ["test_compiled.py", "test_interpreted.py", "test_registration.py"]
+    collect_ignore = [
+        "test_compiled.py",
+        "test_interpreted.py",
+        "test_launches.py",
+        "test_registration.py",
+    ]
 elif not torch.cuda.is_available():
     collect_ignore = LAUNCHER_TESTS
 
