@@ -2,7 +2,7 @@
 """SSD300 and SSD512 on VGG16 (Liu et al., 2016, arXiv:1512.02325)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -45,17 +45,7 @@ def ssd300_vgg16(
         >>> model([torch.rand(3, 375, 500)])[0].keys()
         dict_keys(['boxes', 'scores', 'labels'])
     """
-    return _ssd_vgg16(
-        "ssd300_vgg16",
-        SSD300,
-        EXTRAS_300,
-        priors,
-        image_size=300,
-        num_classes=num_classes,
-        width=width,
-        norm=norm,
-        **options,
-    )
+    return _ssd_vgg16("ssd300_vgg16", num_classes, width, norm, priors, options)
 
 
 def ssd512_vgg16(
@@ -82,34 +72,37 @@ def ssd512_vgg16(
     Raises:
         ValueError: an option out of range, or priors that do not fit the maps.
     """
-    return _ssd_vgg16(
-        "ssd512_vgg16",
-        SSD512,
-        EXTRAS_512,
-        priors,
-        image_size=512,
-        num_classes=num_classes,
-        width=width,
-        norm=norm,
-        **options,
-    )
+    return _ssd_vgg16("ssd512_vgg16", num_classes, width, norm, priors, options)
+
+
+class _Layout(NamedTuple):
+    """What tells the two apart."""
+
+    image_size: int
+    presets: Mapping[str, PriorBoxes]
+    extras: Sequence[Extra]
+
+
+_LAYOUTS = {
+    "ssd300_vgg16": _Layout(300, SSD300, EXTRAS_300),
+    "ssd512_vgg16": _Layout(512, SSD512, EXTRAS_512),
+}
 
 
 def _ssd_vgg16(
     architecture: str,
-    presets: Mapping[str, PriorBoxes],
-    extras: Sequence[Extra],
-    priors: str | PriorBoxes | Tensor,
-    *,
-    image_size: int,
+    num_classes: int,
     width: float,
     norm: bool,
-    **options: Any,
+    priors: str | PriorBoxes | Tensor,
+    options: Mapping[str, Any],
 ) -> SSD:
-    """What the two models share."""
+    """What the two share."""
+    image_size, presets, extras = _LAYOUTS[architecture]
     boxes, boxes_per_cell, written = resolve_priors(architecture, presets, priors)
     model = SSD(
         VGG16(extras, width=width, norm=norm),
+        num_classes,
         priors=boxes,
         boxes_per_cell=boxes_per_cell,
         image_size=image_size,
