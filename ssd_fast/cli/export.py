@@ -30,6 +30,7 @@ class Export:
         """Loads, exports and says where the file is."""
         from ssd_fast.cli.extras import require
 
+        self._check_output()
         require("reading weights", "rich", "safetensors")
         from ssd_fast.cli.console import Console
         from ssd_fast.engine.export import export_aoti, export_onnx, export_torch
@@ -47,3 +48,13 @@ class Export:
         size = model.transform.size
         Console().say(f"{len(class_names)} classes, images {size} x {size}: {output}")
         return 0
+
+    def _check_output(self) -> None:
+        """Raises ValueError for a file named as what another format writes."""
+        kinds = {".onnx": ("onnx",), ".pt2": ("aoti", "torch")}
+        expected = kinds.get(self.output.suffix) if self.output is not None else None
+        if expected is not None and self.to not in expected:
+            raise ValueError(
+                f"--output: {self.output} is the name of another format than {self.to}; add --to"
+                f" {' or --to '.join(expected)}, or name it otherwise"
+            )

@@ -29,6 +29,11 @@ def test_what_is_wrong_is_one_line(ssd_fast: Callable, weights: Path, tmp_path: 
     result = ssd_fast("export", "--weights", weights, "--output", output, "--opset", 11)
     assert result.status == 2
     assert "opset: expected 18 or later, got 11" in result.err
+    for kind, name in (("onnx", "a.pt2"), ("torch", "a.onnx")):
+        named = ("--to", kind, "--output", tmp_path / name)
+        result = ssd_fast("export", "--weights", weights, *named)
+        assert result.status == 2
+        assert f"{name} is the name of another format than {kind}; add --to" in result.err
     result = ssd_fast("export", "--weights", tmp_path / "nothing.safetensors")
     assert result.status == 2
     assert "no weights at" in result.err
