@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the losses share: their inputs, which object each prior answers for, and the box loss of a
-// positive with its gradient. Contract: ssd_fast/ops/_multibox.py. Torch-free.
+// What the losses share: their inputs, which object each prior answers for, and the walk over the
+// rows that were selected. Contract: ssd_fast/ops/_multibox.py. Torch-free.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include "assignment.h"
 #include "box.h"
@@ -61,25 +61,6 @@ inline double image_weight(Normalizer normalizer, int64_t positives, int64_t bat
   }
 }
 
-// The offsets that lead from a prior to a box, as encode_boxes in ssd_fast/boxes.py.
-inline void encode(const Box& box, const Box& prior, const double* variances, double* out) {
-  const double pw = double{prior.x2} - prior.x1, ph = double{prior.y2} - prior.y1;
-  out[0] = ((double{box.x1} - prior.x1) + (double{box.x2} - prior.x2)) * 0.5 / (pw * variances[0]);
-  out[1] = ((double{box.y1} - prior.y1) + (double{box.y2} - prior.y2)) * 0.5 / (ph * variances[1]);
-  out[2] = std::log((double{box.x2} - box.x1) / pw) / variances[2];
-  out[3] = std::log((double{box.y2} - box.y1) / ph) / variances[3];
-}
-
-inline double smooth_l1(double residual, double beta) {
-  const double size = std::fabs(residual);
-  return size < beta ? 0.5 * residual * residual / beta : size - 0.5 * beta;
-}
-
-inline double smooth_l1_slope(double residual, double beta) {
-  if (beta > 0) return std::clamp(residual / beta, -1.0, 1.0);
-  return (residual > 0) - (residual < 0);
-}
-
 }  // namespace ssd_fast
 
 namespace ssd_fast::SSD_FAST_ISA {
@@ -127,11 +108,10 @@ struct SelectedRow {
 inline void prefetch_row(const Level& level, Dtype dtype, int64_t channels, int64_t image,
                          int64_t row) {
   if (level.channel_stride != 1) return;
-  constexpr int64_t kLine = 64;
-  const int64_t size = dtype == Dtype::kFloat32 ? 4 : 2;
-  const char* begin = static_cast<const char*>(level.data) + size * level.offset(image, row);
-  for (int64_t i = 0; i < size * channels; i += kLine) __builtin_prefetch(begin + i);
-  __builtin_prefetch(begin + size * channels - 1);
+  visit_dtype(dtype, [&](auto* type) {
+    const auto* data = static_cast<const std::remove_pointer_t<decltype(type)>*>(level.data);
+    prefetch(data + level.offset(image, row), channels);
+  });
 }
 
 // Calls visit(SelectedRow) for the selected rows of one image, in prior order, and, a few rows
@@ -140,7 +120,7 @@ inline void prefetch_row(const Level& level, Dtype dtype, int64_t channels, int6
 template <typename Prepare, typename Visit>
 void visit_selected(const LossInputs& inputs, const int32_t* code, int64_t image,
                     const Prepare& prepare, const Visit& visit) {
-  constexpr int64_t kAhead = 8;
+  constexpr int64_t kAhead = 16;
   SelectedRow queue[kAhead];
   int64_t found = 0;
   const RowRange range = image_rows(inputs.objects.offsets, image, inputs.objects.N);
@@ -168,62 +148,6 @@ void visit_selected(const LossInputs& inputs, const int32_t* code, int64_t image
     }
   }
   for (int64_t i = std::max<int64_t>(found - kAhead, 0); i < found; ++i) visit(queue[i % kAhead]);
-}
-
-// A row's deltas, its prior and the box it is matched to.
-struct BoxRow {
-  float deltas[4];
-  Box prior, target;
-
-  BoxRow(const LossInputs& inputs, int64_t image, const SelectedRow& selected)
-      : prior(box_at(inputs.priors, selected.prior)),
-        target(box_at(inputs.objects.boxes, selected.object)) {
-    const Level& level = inputs.deltas.levels[selected.level_index];
-    visit_dtype(inputs.deltas.dtype, [&](auto* type) {
-      const auto* data = static_cast<const std::remove_pointer_t<decltype(type)>*>(level.data);
-      load_row(data + level.offset(image, selected.row), level.channel_stride, 4, deltas);
-    });
-  }
-
-  // Difference of the deltas to the encoded box.
-  void residuals(const double* variances, double* out) const {
-    encode(target, prior, variances, out);
-    for (int k = 0; k < 4; ++k) out[k] = deltas[k] - out[k];
-  }
-};
-
-inline double box_loss(const LossInputs& inputs, int64_t image, const SelectedRow& selected) {
-  const BoxRow row(inputs, image, selected);
-  const RowOptions& options = inputs.options;
-  if (options.box_loss != BoxLoss::kSmoothL1) {
-    return iou_loss(options.box_loss, row.deltas, row.prior, row.target, options.variances);
-  }
-  double residual[4];
-  row.residuals(options.variances, residual);
-  double sum = 0;
-  for (double r : residual) sum += smooth_l1(r, options.beta);
-  return sum;
-}
-
-inline void box_gradient(const LossInputs& inputs, int64_t image, const SelectedRow& selected,
-                         double scale, const Rows& grad_deltas) {
-  const BoxRow row(inputs, image, selected);
-  const RowOptions& options = inputs.options;
-  double slope[4];
-  if (options.box_loss != BoxLoss::kSmoothL1) {
-    iou_loss_slope(options.box_loss, row.deltas, row.prior, row.target, options.variances, slope);
-  } else {
-    row.residuals(options.variances, slope);
-    for (double& r : slope) r = smooth_l1_slope(r, options.beta);
-  }
-  const Level& gradient = grad_deltas.levels[selected.level_index];
-  visit_dtype(inputs.deltas.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    T* out = static_cast<T*>(gradient.data) + gradient.offset(image, selected.row);
-    for (int k = 0; k < 4; ++k) {
-      out[k * gradient.channel_stride] = from_float<T>(static_cast<float>(slope[k] * scale));
-    }
-  });
 }
 
 }  // namespace ssd_fast::SSD_FAST_ISA

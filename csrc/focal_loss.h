@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "box_batch.h"
 #include "box_rows.h"
 #include "exponential.h"
 #include "instruction_set.h"
@@ -205,17 +206,17 @@ class FocalBlock {
   // The loss of what is left. Sixteen partial sums in double make it equal on every machine.
   template <int kGamma>
   double loss(float gamma) const {
-    typedef double Doubles __attribute__((vector_size(kLanes * sizeof(double))));
-    Doubles partial[kPartial / kLanes] = {};
+    typedef double Partial __attribute__((vector_size(kLanes * sizeof(double))));
+    Partial partial[kPartial / kLanes] = {};
     for (int64_t i = 0; i < padded_; i += kPartial) {
 #pragma GCC unroll 4
       for (int64_t k = 0; k < kPartial / kLanes; ++k) {
         const NegativeTerms<kGamma> terms(load(&buffer_[i + k * kLanes]), gamma);
-        partial[k] += __builtin_convertvector(terms.loss, Doubles);
+        partial[k] += __builtin_convertvector(terms.loss, Partial);
       }
     }
     double sum = 0;
-    for (const Doubles& part : partial) {
+    for (const Partial& part : partial) {
       for (int64_t lane = 0; lane < kLanes; ++lane) sum += part[lane];
     }
     return sum;

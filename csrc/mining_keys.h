@@ -108,6 +108,7 @@ class BlockKeys {
       }
       settle(doubt);
       settle(most);
+      settle(sum);
       return sum;
     };
     const Floats keys = combine_rows(sum_of_row, [](Floats a, Floats b) { return a + b; });
@@ -137,8 +138,10 @@ class BlockKeys {
       const __m256i a = bits(0, keep_0), b = bits(8, keep_1), c = bits(last, keep_2);
       doubt = _mm256_ternarylogic_epi32(_mm256_or_si256(doubt, a), b, c, 0xfe);
       settle(doubt);
-      return _mm256_add_ps(_mm256_add_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)),
-                           _mm256_castsi256_ps(c));
+      __m256 sum = _mm256_add_ps(_mm256_add_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)),
+                                 _mm256_castsi256_ps(c));
+      settle(sum);
+      return sum;
     };
     const auto two = [](__m256 a, __m256 b) __attribute__((always_inline)) {
       return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
@@ -287,47 +290,5 @@ inline float least_rough_key(float reached, int64_t classes) {
   if (!(reached > 1e-30f) || classes > 4096) return 0;
   return reached / (kRoughExcess * 1.001f);
 }
-
-// Exact keys, rows in the lanes: the sum of a row is sequential on every machine.
-class ExactKeys {
- public:
-  // Keys of rows `priors[0]` to `priors[n - 1]` of an image, in ascending order.
-  void compute(const Rows& logits, int64_t image, int64_t background, const int32_t* priors,
-               int64_t n, float* keys) {
-    block_.resize(static_cast<size_t>(logits.channels * kLanes));
-    level_ = 0;
-    first_ = 0;
-    for (int64_t i = 0; i < n; i += kLanes) {
-      const int64_t count = std::min(kLanes, n - i);
-      for (int64_t lane = 0; lane < count; ++lane) copy_row(logits, image, priors[i + lane], lane);
-      const Floats reference = load(&block_[background * kLanes]);
-      Floats sum{};
-      for (int64_t c = 0; c < logits.channels; ++c) {
-        if (c != background) sum += exp(load(&block_[c * kLanes]) - reference);
-      }
-      float sums[kLanes];
-      store(sums, sum);
-      std::copy(sums, sums + count, keys + i);
-    }
-  }
-
- private:
-  void copy_row(const Rows& logits, int64_t image, int64_t prior, int64_t lane) {
-    while (prior - first_ >= logits.levels[level_].rows) first_ += logits.levels[level_++].rows;
-    const Level& level = logits.levels[level_];
-    const int64_t offset = level.offset(image, prior - first_);
-    visit_dtype(logits.dtype, [&](auto* type) {
-      const auto* row = static_cast<const std::remove_pointer_t<decltype(type)>*>(level.data);
-      row += offset;
-      for (int64_t c = 0; c < logits.channels; ++c) {
-        block_[c * kLanes + lane] = to_float(row[c * level.channel_stride]);
-      }
-    });
-  }
-
-  size_t level_ = 0;          // where the next row is looked for
-  int64_t first_ = 0;         // row of the batch's list at which that level begins
-  std::vector<float> block_;  // (C, kLanes)
-};
 
 }  // namespace ssd_fast::SSD_FAST_ISA

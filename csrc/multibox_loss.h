@@ -6,11 +6,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
+#include "box_batch.h"
 #include "box_rows.h"
+#include "doubles.h"
+#include "exponential_sums.h"
 #include "instruction_set.h"
 #include "match.h"
 #include "mine.h"
@@ -70,12 +72,21 @@ class MultiBoxImage {
     softmax_.resize(inputs.logits.channels);
     ImageLoss loss;
     loss.positives = assign_rows(inputs, job.assignment, image, matcher_, scratch, code);
-    const auto prepare = [&](const SelectedRow& selected) { prefetch(inputs, image, selected); };
+    priors_.clear();
+    targets_.clear();
+    const auto prepare = [&](const SelectedRow& selected) {
+      prefetch_row(inputs.deltas.levels[selected.level_index], inputs.deltas.dtype, 4, image,
+                   selected.row);
+    };
     visit_selected(inputs, code, image, prepare, [&](const SelectedRow& selected) {
-      loss.classes += class_loss(inputs, image, selected);
-      loss.box += box_loss(inputs, image, selected);
+      priors_.push_back(static_cast<int32_t>(selected.prior));
+      targets_.push_back(static_cast<int32_t>(selected.target));
+      if (boxes_.add(inputs, image, selected)) loss.box += boxes_.take_losses(inputs.options);
     });
+    loss.box += boxes_.take_losses(inputs.options);
+    loss.classes += classify_positives(inputs, image);
     loss.classes += mine(job, image, loss.positives, code, scratch);
+    loss.classes += entropies_.take();
     return loss;
   }
 
@@ -97,15 +108,30 @@ class MultiBoxImage {
         softmax_.write_gradient(out + level.offset(image, selected.row), level.channel_stride,
                                 selected.target, inputs.options.classes, job.class_scales[image]);
       });
-      if (selected.object >= 0) {
-        box_gradient(inputs, image, selected, job.box_scales[image], job.grad_deltas);
+      if (selected.object >= 0 && boxes_.add(inputs, image, selected)) {
+        boxes_.take_gradients(inputs, image, job.box_scales[image], job.grad_deltas);
       }
     });
+    boxes_.take_gradients(inputs, image, job.box_scales[image], job.grad_deltas);
   }
 
  private:
-  // Turns the hardest of the candidates in `code` into hard negatives and returns their loss.
-  // `scratch` is for P keys.
+  // Returns the loss of the classes of `priors_` but for what goes to `entropies_`.
+  double classify_positives(const LossInputs& inputs, int64_t image) {
+    const auto count = static_cast<int64_t>(priors_.size());
+    sums_.resize(priors_.size());
+    exponentials_.compute(
+        inputs.logits, image, priors_.data(), count, [&](int64_t i) { return targets_[i]; },
+        sums_.data());
+    double loss = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      loss += class_loss(inputs, image, priors_[i], targets_[i], sums_[i]);
+    }
+    return loss;
+  }
+
+  // Turns the hardest of the candidates in `code` into hard negatives and returns their loss
+  // but for what goes to `entropies_`. `scratch` is for P keys.
   double mine(const ForwardJob& job, int64_t image, int64_t positives, int32_t* code,
               float* scratch) {
     const LossInputs& inputs = job.inputs;
@@ -118,13 +144,14 @@ class MultiBoxImage {
     list_rivals(P, k, code, keys, inputs.logits.channels);
     const int32_t* rivals = rivals_.places();
     const int64_t count = rivals_.count();
-    exact_keys_.resize(static_cast<size_t>(count + kLanes));
-    exact_.compute(inputs.logits, image, inputs.options.background, rivals, count,
-                   exact_keys_.data());
+    const auto background = static_cast<int32_t>(inputs.options.background);
+    sums_.resize(static_cast<size_t>(count + kLanes));
+    exponentials_.compute(
+        inputs.logits, image, rivals, count, [&](int64_t) { return background; }, sums_.data());
     double loss = 0;
-    rivals_.select_listed(k, exact_keys_.data(), [&](int64_t i) {
+    rivals_.select_listed(k, sums_.data(), [&](int64_t i) {
       code[rivals[i]] = kHardNegative;
-      loss += negative_loss(inputs, image, rivals[i], exact_keys_[i]);
+      loss += class_loss(inputs, image, rivals[i], background, sums_[i]);
     });
     return loss;
   }
@@ -142,32 +169,34 @@ class MultiBoxImage {
     rivals_.list_reaching(P, static_cast<int32_t>(float_to_bits(least)), order_of, doubtful);
   }
 
-  // Cross-entropy of a row with the background as its target: log1p of its key.
-  double negative_loss(const LossInputs& inputs, int64_t image, int64_t prior, float key) {
+  // The loss of a row's class, whose cross-entropy is log1p of `sum` where that has its digits:
+  // then it goes to `entropies_`, and 0 is returned.
+  double class_loss(const LossInputs& inputs, int64_t image, int64_t prior, int64_t target,
+                    float sum) {
     constexpr float kLarge = 1e17f;  // about where the softmax shifts its exponents
     const ClassOptions& options = inputs.options.classes;
-    if (key < kLarge && options.smoothing == 0) {
-      return options.weight(inputs.options.background) * std::log1p(double{key});
+    if (sum < kLarge && options.smoothing == 0) {
+      entropies_.add(options.weight(target), sum);
+      return 0;
     }
-    int64_t row = prior;
-    size_t l = 0;
-    while (row >= inputs.logits.levels[l].rows) row -= inputs.logits.levels[l++].rows;
-    return class_loss(inputs, image,
-                      {&inputs.logits.levels[l], l, row, prior, -1, inputs.options.background});
-  }
-
-  double class_loss(const LossInputs& inputs, int64_t image, const SelectedRow& selected) {
+    const SelectedRow selected = selected_row(inputs.logits, prior, target);
     load_softmax(inputs.logits, image, selected);
-    const ClassOptions& options = inputs.options.classes;
-    double loss = options.weight(selected.target) * softmax_.cross_entropy();
+    double loss = options.weight(target) * softmax_.cross_entropy();
     if (options.smoothing == 0) return loss;
     const Level& level = *selected.level;
     visit_dtype(inputs.logits.dtype, [&](auto* type) {
       const auto* data = static_cast<const std::remove_pointer_t<decltype(type)>*>(level.data);
       loss = softmax_.smoothed(loss, data + level.offset(image, selected.row), level.channel_stride,
-                               selected.target, options);
+                               target, options);
     });
     return loss;
+  }
+
+  static SelectedRow selected_row(const Rows& logits, int64_t prior, int64_t target) {
+    int64_t row = prior;
+    size_t l = 0;
+    while (row >= logits.levels[l].rows) row -= logits.levels[l++].rows;
+    return {&logits.levels[l], l, row, prior, -1, target};
   }
 
   static void rough_keys(const LossInputs& inputs, int64_t image, float* keys) {
@@ -205,8 +234,11 @@ class MultiBoxImage {
   Matcher matcher_;
   Selector rivals_;  // by rough keys, then by exact ones
   SoftmaxRow softmax_;
-  ExactKeys exact_;
-  std::vector<float> exact_keys_;  // of the rivals
+  ExponentialSums exponentials_;
+  Log1pSum entropies_;
+  BoxBatch boxes_;
+  std::vector<int32_t> priors_, targets_;  // of the positives
+  std::vector<float> sums_;                // of the positives, then of the rivals
 };
 
 }  // namespace ssd_fast::SSD_FAST_ISA

@@ -154,6 +154,14 @@ struct Rows {
   Dtype dtype;
 };
 
+// Asks the caches for `count` elements, at least one.
+template <typename T>
+inline void prefetch(const T* data, int64_t count) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(data + i);
+  __builtin_prefetch(data + count - 1);
+}
+
 // Copies a row into `out` as float32.
 template <typename T>
 inline void load_row(const T* row, int64_t channel_stride, int64_t channels, float* out) {

@@ -17,9 +17,11 @@ void focal_assign_images(const FocalForwardJob& job, int64_t begin, int64_t end)
     int32_t* code = job.code + image * inputs.P;
     ImageBoxes boxes;
     boxes.positives = assign_rows(inputs, job.assignment, image, matcher, scratch, code);
+    BoxBatch batch;
     visit_selected(inputs, code, image, kNoPreparation, [&](const SelectedRow& selected) {
-      boxes.loss += box_loss(inputs, image, selected);
+      if (batch.add(inputs, image, selected)) boxes.loss += batch.take_losses(inputs.options);
     });
+    boxes.loss += batch.take_losses(inputs.options);
     job.boxes[image] = boxes;
   }
 }
@@ -42,10 +44,14 @@ double focal_loss_chunk(const FocalForwardJob& job, const FocalChunk& chunk) {
 void focal_boxes_backward(const FocalBackwardJob& job, int64_t begin, int64_t end) {
   for (int64_t image = begin; image < end; ++image) {
     const int32_t* code = job.code + image * job.inputs.P;
+    BoxBatch batch;
+    const auto take = [&] {
+      batch.take_gradients(job.inputs, image, job.box_scales[image], job.grad_deltas);
+    };
     visit_selected(job.inputs, code, image, kNoPreparation, [&](const SelectedRow& selected) {
-      if (selected.object < 0) return;
-      box_gradient(job.inputs, image, selected, job.box_scales[image], job.grad_deltas);
+      if (selected.object >= 0 && batch.add(job.inputs, image, selected)) take();
     });
+    take();
   }
 }
 
