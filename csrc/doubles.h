@@ -59,7 +59,7 @@ inline Doubles log(Doubles x) {
   const Doubles result = exponent * 6.93147180369123816490e-01 - ((half - low) - f);
   const Doubles nan = x - x + std::numeric_limits<double>::quiet_NaN();
   const Doubles unusual = x == kInfinity ? x : (x == 0.0 ? x - kInfinity : nan);
-  return (x > 0.0) & (x < kInfinity) ? result : unusual;
+  return ((x > 0.0) & (x < kInfinity)) ? result : unusual;
 }
 
 // log(1 + x) of a finite x that is not negative, to 2 units in the last place.
