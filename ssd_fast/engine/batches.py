@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, cast
@@ -40,7 +41,8 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (B, 3, S, S) uint8.
-        targets: boxes in [0, 1]; `dropped` counts the broken boxes that are not among them.
+        targets: boxes in [0, 1]; `dropped` counts the objects that are not among them: broken
+            boxes, and labels of no class.
         indices: which images of the dataset they are.
         broken: what is wrong with the files that did not decode, one line each; the next images of
             the dataset took their places.
@@ -184,14 +186,18 @@ def _mix(seed: int, epoch: int) -> int:
     return random.Random((seed % 2**64 << 64) | epoch).getrandbits(63)
 
 
-def _collate(samples: Sequence[_Sample]) -> Batch:
-    """Stacks the images and packs the objects; broken ones are left out and counted."""
+def _collate(samples: Sequence[_Sample], num_classes: int) -> Batch:
+    """Stacks the images and packs the objects; broken ones are left out and counted.
+
+    So are labels of no class, which a dataset of somebody's own may have: the loss would pass them
+    by without a word.
+    """
     images = torch.stack([sample.image for sample in samples])
     targets = [
         {"boxes": sample.boxes, "labels": sample.labels, "ignore": sample.ignore}
         for sample in samples
     ]
-    packed = Targets.pack(targets, invalid="drop")
+    packed = Targets.pack(targets, num_classes=num_classes, invalid="drop")
     dropped = packed.dropped + sum(sample.dropped for sample in samples)
     indices = tuple(sample.number for sample in samples)
     broken = tuple(line for sample in samples for line in sample.broken)
@@ -237,7 +243,7 @@ def batches(
         batch_sampler=_Stream(
             len(samples), batch_size, seed, start, stop, share or range(batch_size)
         ),
-        collate_fn=_collate,
+        collate_fn=functools.partial(_collate, num_classes=len(samples.dataset.class_names) + 1),
         num_workers=workers,
         pin_memory=pin_memory,
         # The loader draws a seed for its workers: not from the global generator.

@@ -86,7 +86,8 @@ class Trainer:
     Attributes:
         step: steps done.
         skipped: steps whose loss was not finite.
-        dropped_boxes: broken boxes that were left out of all processes' batches.
+        dropped_boxes: objects that were left out of all processes' batches: broken boxes, and
+            labels of no class.
         seconds_waiting: of this process, for images.
 
     Raises:

@@ -129,6 +129,21 @@ def test_broken_boxes_are_left_out_and_counted():
     assert sorted(batch.targets.offsets.diff().tolist()) == [0, 1]
 
 
+def test_labels_of_no_class_are_left_out_and_counted():
+    """Counted from 0, or beyond the last: the loss would pass them by without a word."""
+
+    class Numbered(Images):
+        def __getitem__(self, index: int):
+            image, target = super().__getitem__(index)
+            return image, target | {"labels": torch.tensor([0, 1, 2])}
+
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    scenes = Numbered([(image, [[0, 0, 4, 4], [2, 2, 8, 8], [1, 1, 5, 5]])])
+    batch = next(drawn(TrainingSamples(scenes, augmentation(8)), batch_size=1))
+    assert batch.targets.labels.tolist() == [1]
+    assert batch.targets.dropped == 2
+
+
 def test_regions_to_ignore_reach_the_targets():
     class Crowds(Images):
         def __getitem__(self, index: int):
