@@ -2,22 +2,27 @@
 """How cost may grow on the CPU, measured: `python -m benchmarks.scaling_limits`.
 
 One line a law, with what was measured here and its limit: how matching grows with objects and
-priors, how evenly the loss grows with the batch while that fits in the caches, and what share of
-the speed with AVX-512 is left with AVX2 alone. One thread, warm caches, medians.
+priors, how evenly the loss grows with the batch while that fits in the caches, what autograd adds
+to it, and what share of the speed with AVX-512 is left with AVX2 alone. One thread, warm caches,
+medians.
 """
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.cases import make_case
 from benchmarks.harness import Budget, before, interleave, threads_of_torch
 from ssd_fast import _C, ops, priors
-from ssd_fast.testing import CROWDS, crowded_boxes, decided_objects, seeded
+from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS, loss_options
+from ssd_fast.testing import CROWDS, as_maps, crowded_boxes, decided_objects, seeded
 
 Calls = dict[str, Callable[[], object]]
 
@@ -97,6 +102,58 @@ def batches(budget: Budget) -> Iterator[Law]:
     yield Law("multibox_loss forward, C=21, an image in batches of 4 to 16", spread, 15, " % apart")
 
 
+def autograd(budget: Budget) -> Iterator[Law]:
+    """What it costs to differentiate one image's loss, beyond the operators called one by one."""
+    case = make_case(1, 21)
+    grid = priors.SSD300["voc"]
+    cells = [(a, n, n) for a, n in zip(grid.boxes_per_cell, grid.feature_maps, strict=True)]
+    for what, limit, deltas, logits in (
+        ("one tensor", 80, [case.deltas], [case.logits]),
+        ("six levels", 125, as_maps(case.deltas, cells), as_maps(case.logits, cells)),
+    ):
+        targets = case.priors, *case.objects
+        options = loss_options()
+        leaves = [x.clone().requires_grad_() for x in (*deltas, *logits)]
+        times = medians(
+            {
+                "both": partial(differentiate, leaves, targets),
+                "operators": partial(call_operators, deltas, logits, targets, options),
+            },
+            budget,
+        )
+        added = max(times["both"] - times["operators"], 0)
+        yield Law(
+            f"autograd around multibox_loss, forward + backward, B=1, {what}", added, limit, " us"
+        )
+
+
+def differentiate(leaves: list[Tensor], targets: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The gradients of both losses, as a user asks for them; half of the leaves are deltas."""
+    levels = len(leaves) // 2
+    with torch.enable_grad():
+        box_loss, class_loss, _ = ops.multibox_loss(leaves[:levels], leaves[levels:], *targets)
+        return torch.autograd.grad((box_loss, class_loss), leaves)
+
+
+def call_operators(
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    targets: tuple[Tensor, ...],
+    options: tuple[Any, ...],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The same gradients from the two operators."""
+    operators = torch.ops.ssd_fast
+    _, _, num_positives, code = operators.multibox_loss.default(
+        deltas, logits, *targets, None, None, *options
+    )
+    one = torch.ones(())
+    shared = targets, (code, num_positives, None), options[BACKWARD_OPTIONS]
+    gradients: tuple[list[Tensor], list[Tensor]] = operators.multibox_loss_backward.default(
+        one, one, deltas, logits, *itertools.chain(*shared)
+    )
+    return gradients
+
+
 def instruction_sets(budget: Budget) -> Iterator[Law]:
     """The share of a ratio to any system that is left: our time with AVX-512 over that with AVX2.
 
@@ -141,7 +198,7 @@ def operators() -> Calls:
 def laws(budget: Budget) -> Iterator[Law]:
     """Measures all laws, one after the other."""
     with threads_of_torch(1), torch.no_grad():
-        for measure in (matching, batches, instruction_sets):
+        for measure in (matching, batches, autograd, instruction_sets):
             yield from measure(budget)
 
 

@@ -99,6 +99,7 @@ inline Rows rows_of(const std::vector<Tensor>& tensors, const std::vector<int64_
   STD_TORCH_CHECK(!tensors.empty() && tensors.size() == anchors.size(), name,
                   ": expected as many levels of deltas as of logits, at least one");
   Rows rows{{}, -1, row_dtype(tensors[0], name)};
+  rows.levels.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& t = tensors[i];
     STD_TORCH_CHECK((t.dim() == 3 || t.dim() == 4) && t.size(0) == batch && t.is_cpu() &&
@@ -148,6 +149,7 @@ inline HeadRows head_rows(const std::vector<Tensor>& deltas, const std::vector<T
   STD_TORCH_CHECK(!deltas.empty() && deltas.size() == logits.size(),
                   "logits: expected as many levels as deltas, at least one");
   std::vector<int64_t> anchors;
+  anchors.reserve(deltas.size());
   for (const Tensor& t : deltas) {
     STD_TORCH_CHECK(t.dim() == 3 || t.dim() == 4, "deltas: expected (B, P, 4) or (B, A * 4, H, W)");
     anchors.push_back(t.dim() == 4 ? t.size(1) / 4 : 1);

@@ -158,6 +158,8 @@ def check_choice(name: str, value: str, choices: dict[str, int]) -> int:
 
 def as_levels(maps: Any) -> list[Tensor]:
     """Wraps a single tensor, or what `check_levels` will refuse, as a list of one level."""
+    if type(maps) is list:  # to ask an abstract class takes as long as ten other questions
+        return list(maps)
     if isinstance(maps, Tensor) or hasattr(maps, "shape") or not isinstance(maps, Iterable):
         return [maps]  # an array of numpy is one wrong tensor, not many
     return list(maps)

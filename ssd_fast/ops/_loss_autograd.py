@@ -35,10 +35,10 @@ def differentiable_once(backward: Backward) -> Backward:
 
     @functools.wraps(backward)
     def refusing(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            return once(ctx, *incoming)
         if not torch.is_grad_enabled():  # nobody can ask for more: no need to switch it off again
             return backward(ctx, *incoming)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return once(ctx, *incoming)
         with torch.no_grad():
             gradients = backward(ctx, *incoming)
         message = b"trying to differentiate twice a loss of ssd_fast, which has one derivative"
@@ -173,7 +173,6 @@ class EagerLoss(torch.autograd.Function):
             maps[:levels], maps[levels:], *targets, *options
         )
         counts.append(num_positives)
-        ctx.set_materialize_grads(False)
         ctx.levels = levels
         ctx.options = options[BACKWARD_OPTIONS]
         ctx.save_for_backward(*targets[:4], targets[5], *maps, code, num_positives)
@@ -181,7 +180,7 @@ class EagerLoss(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, grad_box: Tensor | None, grad_class: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_box: Tensor, grad_class: Tensor) -> tuple[Any, ...]:
         operator = torch.ops.ssd_fast.multibox_loss_backward.default
         return (None, *_gradients(operator, ctx, grad_box, grad_class))
 

@@ -19,6 +19,6 @@ def test_every_law_is_measured():
     best = _C.instruction_sets()[-1]
     found = list(laws(Budget(0.0, 1)))
     shares = 7 if best == "avx512" else 0
-    assert len(found) == 7 + shares
+    assert len(found) == 9 + shares
     assert all(law.value >= 0 for law in found)
     assert _C.instruction_set() == best
