@@ -203,6 +203,11 @@ def test_failing_compiler_fails_the_build(build: ModuleType, monkeypatch, tmp_pa
         assert "no such luck" in "".join(capfd.readouterr())
 
 
+def test_a_compiler_that_is_not_there_is_named(build: ModuleType):
+    with pytest.raises(SystemExit, match=r"compiler 'no-c\+\+' was not found; .* with CXX"):
+        build.is_gcc(["no-c++", "-O2"])
+
+
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_readme_gives_the_command_of_make(target: str):
     rule = re.search(rf"^{target}:.*\n\t(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -24,8 +24,9 @@ def plot_training(rows: Sequence[dict[str, Any]], evaluation: Evaluation) -> byt
     """Draws the losses of a run on the left and precision over recall on the right.
 
     Args:
-        rows: of the run's log, with "step" and "box_loss" and "class_loss", or "map_50" where the
-            run was validated on the way: drawn over the losses, from two of them on.
+        rows: of the run's log, with "step" and "box_loss" and "class_loss", None where not finite,
+            or "map_50" where the run was validated on the way: drawn over the losses, from two of
+            them on.
         evaluation: of the finished model.
 
     Returns:
@@ -38,7 +39,7 @@ def plot_training(rows: Sequence[dict[str, Any]], evaluation: Evaluation) -> byt
     figure = Figure(figsize=(11.0, 4.2), dpi=150, layout="constrained", facecolor="white")
     canvas = FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    _plot_losses(left, [row for row in rows if row.get("box_loss") is not None])
+    _plot_losses(left, rows)
     _plot_validations(left, [row for row in rows if row.get("map_50") is not None])
     _plot_curves(right, evaluation)
     buffer = io.BytesIO()
@@ -60,12 +61,14 @@ def plain(text: str) -> str:
 
 def _plot_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """Both losses, each step faint and the mean of its neighbours strong."""
-    steps, tops = [row["step"] for row in rows], []
+    tops = []
     for key, name, colour in (
         ("class_loss", "classification", _CLASS),
         ("box_loss", "box regression", _BOX),
     ):
-        values = [float(row[key]) for row in rows]
+        # Of a step that was skipped one loss may be finite, and the other is none.
+        known = [row for row in rows if row.get(key) is not None]
+        steps, values = [row["step"] for row in known], [float(row[key]) for row in known]
         axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
         axes.plot(steps, _smooth(values), color=colour, linewidth=2.0, label=name)
         tops.append(sorted(values)[int(0.995 * len(values))] if values else 0.0)

@@ -27,6 +27,7 @@ def test_a_run_is_drawn(steps: int, objects: int):
 
     rows = [{"step": i + 1, "box_loss": 2.0 / (i + 1), "class_loss": 3.0} for i in range(steps)]
     rows += [{"step": 7, "box_loss": None, "class_loss": None}, {"step": 9, "map_50": 0.5}]
+    rows += [{"step": 8, "box_loss": 1.0, "class_loss": None}]
     picture = Image.open(io.BytesIO(plot_training(rows, evaluation(objects))))
     assert picture.format == "PNG"
     assert picture.width > 1000
