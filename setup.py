@@ -141,8 +141,8 @@ def is_gcc(cxx: list[str]) -> bool:
     """Whether the compiler is GCC, under whatever name; others stop at its names of passes."""
     if shutil.which(cxx[0]) is None:
         raise SystemExit(
-            f"ssd_fast: the C++ compiler {cxx[0]!r} was not found; install one (gcc 11, clang 14, or "
-            "later), or name it with CXX"
+            f"ssd_fast: the C++ compiler {cxx[0]!r} was not found; install one, at least gcc 11 or"
+            " clang 14, or name it with CXX"
         )
     version = subprocess.run([*cxx, "--version"], check=False, capture_output=True, text=True)
     return "Free Software Foundation" in version.stdout
