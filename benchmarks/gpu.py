@@ -40,7 +40,7 @@ HEADLINE = {
     "batches": (32, 128, 8),
     "classes": (21, 81),
     "objects": ("1-8",),
-    "boxes": (200, 1000, 5000, 20_000),
+    "boxes": (200, 1000, 5000, 20_000, 100_000),
 }
 FULL = {
     "batches": (32, 128, 8, 1),
@@ -60,12 +60,14 @@ class Row:
         name: who does it.
         measure: checks and times it.
         bytes: that a perfect implementation would move.
+        images: that a call works on, where their number is what is asked for.
     """
 
     group: str
     name: str
     measure: Callable[[], Times]
     bytes: int | None = None
+    images: int | None = None
 
     @property
     def key(self) -> str:
@@ -98,7 +100,8 @@ class Report:
 
     def add(self, row: Row, result: dict[str, Any]) -> None:
         """Adds a row and writes the report, whole or not at all."""
-        self.rows[row.key] = {"group": row.group, "name": row.name, "bytes": row.bytes, **result}
+        known = {"group": row.group, "name": row.name, "bytes": row.bytes, "images": row.images}
+        self.rows[row.key] = {**known, **result}
         self.write()
 
     def write(self) -> None:
@@ -152,25 +155,34 @@ def _version(package: str) -> str | None:
 def rows_of(table: dict[str, Any], device: torch.device, *, full: bool) -> Iterator[Row]:
     """Everything to measure, the most wanted first; inputs are made when a row is measured."""
     for batch in table["batches"]:
+        # Who works on the same inputs follow each other: making them takes seconds.
         for classes in table["classes"]:
             for objects in table["objects"]:
                 for name in gpu_rows.loss_names(full, batch, classes, objects):
                     yield gpu_rows.loss_row(Row, name, batch, classes, objects, device)
-        for classes in table["classes"]:
-            for scores in ("trained", "flat") if full or batch <= 32 else ("trained",):
-                for name in gpu_rows.DETECTORS:
-                    yield gpu_rows.detect_row(Row, name, batch, classes, scores, device)
+                if objects == "1-8":
+                    for name in gpu_rows.DETECTORS:
+                        yield gpu_rows.detect_row(Row, name, batch, classes, "trained", device)
+            for name in gpu_rows.DETECTORS:
+                # Torchvision takes seconds for the largest batch.
+                if full or batch <= 32 or name != "torchvision":
+                    yield gpu_rows.detect_row(Row, name, batch, classes, "flat", device)
         if batch == table["batches"][0]:
-            for classes in table["classes"]:
-                for name in gpu_rows.FOCAL_LOSSES:
-                    yield gpu_rows.focal_row(Row, name, batch, classes, device)
             for count in table["boxes"]:
                 for crowd in gpu_rows.crowds(full):
                     for name in gpu_rows.SUPPRESSORS:
                         yield gpu_rows.nms_row(Row, name, count, crowd, device)
+            if device.type == "cuda" and not full:
+                for name in gpu_rows.NETWORKS:
+                    yield gpu_rows.network_row(Row, name, device)
+    for classes in table["classes"]:
+        for name in gpu_rows.FOCAL_LOSSES:
+            yield gpu_rows.focal_row(Row, name, table["batches"][0], classes, device)
     if full:
         for name in gpu_rows.NETWORKS:
-            yield gpu_rows.network_row(Row, name, device)
+            yield gpu_rows.network_row(Row, name, device, compiled=True)
+    elif device.type == "cuda":
+        yield gpu_rows.loss_row(Row, gpu_rows.COMPILED, 32, 21, "1-8", device)
 
 
 def run(rows: Iterator[Row], report: Report, deadline: float, row_limit: float = 120) -> int:
@@ -243,20 +255,39 @@ def summary(content: dict[str, Any]) -> list[str]:
     lines = [f"{content['device']}, driver {content['driver']}, torch {content['torch']}"]
     lines += [f"copies move {bandwidth / 1e12:.2f} TB/s"] if bandwidth else []
     for group, rows in groups.items():
-        ours = rows.get("ssd_fast", {}).get("median")
-        cells = []
-        for name, row in rows.items():
-            if "median" not in row:
-                cells.append(f"{name} {'skipped' if 'skipped' in row else 'FAILED'}")
-                continue
-            cell = f"{name} {row['median'] * 1e6:.0f} us"
-            if ours and not name.startswith("ssd_fast"):
-                cell = f"{name} {row['median'] / ours:.1f}x"
-            elif row["bytes"] and bandwidth and name.endswith("graph"):
-                cell += f" = {row['median'] * bandwidth / row['bytes']:.2f} x the bytes' time"
-            cells.append(cell)
+        cells = [
+            f"{name} {'skipped' if 'skipped' in row else 'FAILED'}"
+            if "median" not in row
+            else _images_cell(name, row, rows)
+            if group.startswith("SSD300")
+            else _cell(name, row, rows.get("ssd_fast", {}), bandwidth)
+            for name, row in rows.items()
+        ]
         lines.append(f"{group}: {', '.join(cells)}")
     return lines
+
+
+def _cell(name: str, row: dict[str, Any], ours: dict[str, Any], bandwidth: float | None) -> str:
+    """The time of a row, or how many times ours; likewise of the memory beyond the inputs."""
+    memory, our_memory = row["peak_bytes"], ours.get("peak_bytes")
+    if name.startswith("ssd_fast") or "median" not in ours:
+        cell = f"{name} {row['median'] * 1e6:.0f} us"
+        if "graph" not in name:
+            return f"{cell} {memory / 1e6:.1f} MB" if memory else cell
+        if row["bytes"] and bandwidth:
+            cell += f" = {row['median'] * bandwidth / row['bytes']:.2f} x the bytes' time"
+        return cell
+    cell = f"{name} {row['median'] / ours['median']:.1f}x"
+    return f"{cell} ({memory / our_memory:.1f}x memory)" if memory and our_memory else cell
+
+
+def _images_cell(name: str, row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
+    """Images a second, and the share of the time that is not the network's."""
+    cell = f"{name} {row['images'] / row['median']:.0f} images/s"
+    alone = rows.get(gpu_rows.ALONE, {}).get("median")
+    if alone is None or name == gpu_rows.ALONE:
+        return cell
+    return f"{cell} ({100 * (1 - alone / row['median']):.1f} % not the network's)"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from benchmarks.device_timing import Times, capture, copies_for, measure
 from benchmarks.peers.torchvision_installed import NotInstalledError, installed_torchvision
 from ssd_fast import ops
 from ssd_fast.models import ssd300_vgg16
+from ssd_fast.models.heads import concatenate_maps
 from ssd_fast.priors import ssd300
 from ssd_fast.testing import (
     Objects,
@@ -28,6 +29,8 @@ IOU_THRESHOLD = 0.45
 OBJECTS = {"1-8": (1, 8), "8-40": (8, 40), "100": (100, 100), "none": (0, 0)}
 DECIDED = ("1-8", "none")  # objects of which no matching decision is close
 GRAPH = "ssd_fast in a CUDA graph"
+COMPILED = "vectorized, compiled"
+ALONE = "the network alone"
 LOSSES: dict[str, Callable[[cases.Case], losses.LossSystem]] = {
     "ssd_fast": losses.ssd_fast,
     GRAPH: losses.ssd_fast,
@@ -36,16 +39,16 @@ LOSSES: dict[str, Callable[[cases.Case], losses.LossSystem]] = {
     "nvidia": losses.of_nvidia,
     "sgrvinod": losses.of_sgrvinod,
     "vectorized": losses.of_vectorized,
-    "vectorized, compiled": losses.of_vectorized,
+    COMPILED: losses.of_vectorized,
 }
-CRASH_WITHOUT_OBJECTS = {"amdegroot", "nvidia", "sgrvinod", "vectorized", "vectorized, compiled"}
+CRASH_WITHOUT_OBJECTS = {"amdegroot", "nvidia", "sgrvinod", "vectorized", COMPILED}
 FOCAL_LOSSES = ("ssd_fast", GRAPH, "torchvision", focal_losses.PLAIN)
 DETECTORS = ("ssd_fast", GRAPH, "torchvision")
 SUPPRESSORS = ("ssd_fast", "ssd_fast, padded, in a CUDA graph", "torchvision")
 NETWORKS = tuple(
     f"{mode}, {head}"
     for mode in ("training", "inference")
-    for head in ("the network alone", "ssd_fast", "torchvision")
+    for head in (ALONE, "ssd_fast", "torchvision")
 )
 REFERENCE_LIMIT = 1000  # boxes: the reference of NMS visits them one by one
 
@@ -59,8 +62,8 @@ def crowds(full: bool) -> tuple[str, ...]:
 def loss_names(full: bool, batch: int, classes: int, objects: str) -> list[str]:
     """Who computes the loss there. Compiling takes half a minute: in the full table alone."""
     names = list(LOSSES)
-    if not (full and classes == 21 and objects == "1-8"):
-        names.remove("vectorized, compiled")
+    if not (full and classes in (21, 81) and objects == "1-8"):
+        names.remove(COMPILED)
     return [name for name in names if objects != "none" or name not in CRASH_WITHOUT_OBJECTS]
 
 
@@ -230,46 +233,54 @@ def _suppress(name: str, b: Tensor, s: Tensor, idxs: Tensor | None) -> Callable[
     return lambda: source.batched_nms(b, s, idxs, IOU_THRESHOLD)
 
 
-def network_row(make_row: Callable[..., Any], name: str, device: torch.device) -> Any:
-    """SSD300-VGG16 in bfloat16 and channels_last, B=32: with and without what follows the heads."""
+def network_row(
+    make_row: Callable[..., Any], name: str, device: torch.device, *, compiled: bool = False
+) -> Any:
+    """SSD300-VGG16 in bfloat16 and channels_last, B=32: with and without what follows the heads.
+
+    The network is the same in all, its heads' maps in place; torchvision has them copied to rows.
+    """
     mode, _, head = name.partition(", ")
     batch = 32 if device.type == "cuda" else 1
 
     def run() -> Times:
-        if mode == "inference" and head != "the network alone":
+        if mode == "inference" and head != ALONE:
             _require(head, "detect", device)
         case, _ = _case(batch, 21, "1-8", False, device)
         model = ssd300_vgg16(21).to(device, memory_format=torch.channels_last)
         images = torch.rand(batch, 3, 300, 300, device=device)
-        heads = model.head_maps if head == "ssd_fast" else model.head_outputs
+        maps = torch.compile(model.head_maps) if compiled else model.head_maps
         parameters = list(model.parameters())
+        loss_of = losses.ssd_fast(case) if head == "ssd_fast" else losses.of_torchvision(case)
+        # Random weights find everything everywhere: a trained network's outputs take over.
+        make = detectors.ssd_fast if head == "ssd_fast" else detectors.of_torchvision
+        detector = make(case)
+
+        def heads() -> tuple[Any, Any]:
+            with torch.autocast(device.type, torch.bfloat16):
+                deltas, logits = maps(images)
+            if head != "torchvision":
+                return deltas, logits
+            return concatenate_maps(deltas, 4).float(), concatenate_maps(logits, 21).float()
 
         def train() -> Any:
-            with torch.autocast(device.type, torch.bfloat16):
-                deltas, logits = heads(images)
-            if head == "the network alone":
-                total = [deltas.float().sum() + logits.float().sum()]
+            deltas, logits = heads()
+            if head == ALONE:
+                total = [x.float().sum() for x in (*deltas, *logits)]
             else:
-                system = (
-                    losses.ssd_fast(case) if head == "ssd_fast" else losses.of_torchvision(case)
-                )
-                if head == "torchvision":
-                    deltas, logits = deltas.float(), logits.float()
-                total = list(system.losses(deltas, logits))
+                total = list(loss_of.losses(deltas, logits))
             return torch.autograd.grad(total, parameters, allow_unused=True)
 
         @torch.inference_mode()
         def infer() -> Any:
-            with torch.autocast(device.type, torch.bfloat16):
-                outputs = heads(images)
-            if head == "the network alone":
+            outputs = heads()
+            if head == ALONE:
                 return outputs
-            # Random weights find everything everywhere: a trained network's outputs take over.
-            make = detectors.ssd_fast if head == "ssd_fast" else detectors.of_torchvision
-            system = make(case)
-            assert system is not None
-            return system.detect(case.deltas, case.logits)
+            assert detector is not None
+            return detector.detect(case.deltas, case.logits)
 
         return measure([train if mode == "training" else infer] * 2, device, many=30)
 
-    return make_row(f"SSD300-VGG16, {mode}, bfloat16, B={batch}, C=21", head, run)
+    kind = "compiled, bfloat16" if compiled else "bfloat16"
+    group = f"SSD300-VGG16, {mode}, {kind}, B={batch}, C=21"
+    return make_row(group, head, run, images=batch)

@@ -2,6 +2,7 @@
 """`make gpu` rehearsed without one: its plan, its stages, its benchmarks on tiny inputs."""
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -166,6 +167,58 @@ def test_the_benchmarks_resume(tmp_path, monkeypatch, capsys):
     assert gpu.main([*arguments, "--seconds", "-1"]) == gpu.TIME_IS_UP
     assert json.loads(report.read_text())["rows"] == {}
     assert os.listdir(tmp_path) == ["gpu.json"]
+
+
+def test_the_whole_table_is_planned():
+    """Every size, and who is compared there; the headline rows are the first of it."""
+    device = gpu.torch.device("cuda")
+    full = [row.key for row in gpu.rows_of(gpu.FULL, device, full=True)]
+    headline = [row.key for row in gpu.rows_of(gpu.HEADLINE, device, full=False)]
+    assert len(set(full)) == len(full)
+    assert len(set(headline)) == len(headline)
+    peers = ("torchvision", "amdegroot", "nvidia", "sgrvinod")
+    for batch, classes in itertools.product((1, 8, 32, 128), (21, 81, 91)):
+        size = f"B={batch}, C={classes}"
+        for objects in ("1-8", "8-40", "100", "none"):
+            names = ("ssd_fast", gpu.gpu_rows.GRAPH, *peers[: 1 if objects == "none" else None])
+            keys = {f"loss and gradients, {size}, {objects} objects / {name}" for name in names}
+            assert keys <= set(full)
+            assert (objects == "1-8" and batch > 1 and classes != 91) == (keys <= set(headline))
+        for scores in ("trained", "flat"):
+            ours = f"detect, {size}, {scores} scores / ssd_fast"
+            assert {ours, ours.replace("ssd_fast", "torchvision")} <= set(full)
+            assert (batch > 1 and classes != 91) == (ours in headline)
+    for count in (200, 1000, 5000, 20_000, 100_000):
+        for crowd in ("random", "random, 80 classes"):
+            keys = {f"nms, N={count}, {crowd} / {name}" for name in ("ssd_fast", "torchvision")}
+            assert keys <= set(full) & set(headline)
+    compiled = gpu.gpu_rows.COMPILED
+    assert f"loss and gradients, B=32, C=21, 1-8 objects / {compiled}" in set(full) & set(headline)
+    networks = [key for key in full if key.startswith("SSD300-VGG16")]
+    assert len(networks) == 6
+    assert all("compiled, bfloat16, B=32" in key for key in networks)
+
+
+def test_the_table_says_how_much_less():
+    def row(group, name, median, peak=None, size=None, images=None):
+        row = {"group": group, "name": name, "bytes": size, "images": images}
+        return {**row, "median": median, "peak_bytes": peak}
+
+    rows = [
+        row("loss", "ssd_fast", 1e-4, 2e6),
+        row("loss", gpu.gpu_rows.GRAPH, 5e-5, 2e6, 100e6),
+        row("loss", "torchvision", 5e-3, 20e6),
+        row("SSD300-VGG16, training", gpu.gpu_rows.ALONE, 0.095, images=32),
+        row("SSD300-VGG16, training", "ssd_fast", 0.1, images=32),
+    ]
+    facts = {"device": "GPU", "driver": "1", "torch": "2", "copy_bandwidth": 3e12}
+    table = gpu.summary({**facts, "rows": {str(i): row for i, row in enumerate(rows)}})
+    assert table[2:] == [
+        "loss: ssd_fast 100 us 2.0 MB, ssd_fast in a CUDA graph 50 us = 1.50 x the bytes' time,"
+        " torchvision 50.0x (10.0x memory)",
+        "SSD300-VGG16, training: the network alone 337 images/s,"
+        " ssd_fast 320 images/s (5.0 % not the network's)",
+    ]
 
 
 def test_failing_rows_hold_up_nothing(tmp_path, monkeypatch, capsys):
