@@ -59,7 +59,7 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _plot_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def _plot_losses(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     """Both losses, each step faint and the mean of its neighbours strong."""
     tops = []
     for key, name, colour in (
