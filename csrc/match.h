@@ -140,8 +140,9 @@ inline Floats iou_with(const Boxes& priors, const Box& box, float box_area) {
   const Floats height = min(priors.y2, splat(box.y2)) - max(priors.y1, splat(box.y1));
   const Floats inter = width * height;
   const Floats sum = area(priors) + box_area - inter;
-  // A NaN coordinate of a prior makes the sum NaN: it overlaps nothing.
-  const Ints overlap = (width > 0.0f) & (height > 0.0f) & (inter > 0.0f) & (sum > 0.0f);
+  // A NaN coordinate of a prior makes the sum NaN: it overlaps nothing. Where the product of two
+  // positive sides is 0, so is the quotient.
+  const Ints overlap = (width > 0.0f) & (height > 0.0f) & (sum > 0.0f);
   return overlap ? inter / sum : Floats{};
 }
 
@@ -269,18 +270,18 @@ class Matcher {
         const Ints better = iou > best_iou;
         best_iou = better ? iou : best_iou;
         best_prior = better ? numbers + static_cast<int32_t>(block * kBlock + v) : best_prior;
-        reaches |= any(iou >= least_iou);
+        reaches |= any_reaching(iou, splat(least_iou));
       }
       found_[reached] = block;
       reached += reaches;
     }
     reached_ = reached;
-    Claim best;
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      if (best_iou[lane] > best.iou ||
-          (best_iou[lane] == best.iou && best_iou[lane] > 0 && best_prior[lane] < best.prior)) {
-        best = {best_iou[lane], best_prior[lane]};
-      }
+    // The lowest prior among equals.
+    Claim best{fold_lanes(best_iou, [](Floats a, Floats b) { return max(a, b); }), -1};
+    if (!(best.iou > 0)) return best;
+    best.prior = std::numeric_limits<int32_t>::max();
+    for (uint32_t lanes = lanes_of(best_iou == best.iou); lanes != 0; lanes &= lanes - 1) {
+      best.prior = std::min(best.prior, best_prior[__builtin_ctz(lanes)]);
     }
     return best;
   }
