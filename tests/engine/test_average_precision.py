@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-import contextlib
 import dataclasses
-import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ssd_fast.engine.average_precision import average_precision, mean_average_precision
+
+from .cocoeval import cocoeval
 
 Rows = dict[str, Tensor]
 
@@ -215,47 +215,12 @@ def test_equals_the_development_kit(method: Any, full_count: Callable[[int, int]
         )
 
 
-def pycocotools_map(detections: list[Rows], targets: list[Rows]) -> Any:
-    """COCOeval's twelve numbers."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    def xywh(boxes: Tensor) -> list[list[float]]:
-        return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).double().tolist()
-
-    truth: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    for image, (d, t) in enumerate(zip(detections, targets, strict=True)):
-        for box, label in zip(xywh(t["boxes"]), t["labels"].tolist(), strict=True):
-            truth.append(
-                {"id": len(truth) + 1, "image_id": image, "category_id": label, "bbox": box}
-                | {"area": box[2] * box[3], "iscrowd": 0}
-            )
-        for box, label, score in zip(
-            xywh(d["boxes"]), d["labels"].tolist(), d["scores"].tolist(), strict=True
-        ):
-            results.append({"image_id": image, "category_id": label, "bbox": box, "score": score})
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image} for image in range(len(targets))],
-        "annotations": truth,
-        "categories": [{"id": label} for label in (1, 2, 3)],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation.stats
-
-
 def test_equals_pycocotools(full_count: Callable[[int, int], int]) -> None:
     pytest.importorskip("pycocotools", reason="needs pycocotools")
     for seed in range(full_count(25, 300)):
         detections, targets = random_case(seed)
         targets = [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
-        stats = pycocotools_map(detections, targets)
+        stats = cocoeval(detections, targets, classes=3).stats
         at_75 = average_precision(
             detections, targets, num_classes=4, iou_threshold=0.75, method="coco"
         )

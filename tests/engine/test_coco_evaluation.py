@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """COCO's numbers are pycocotools', with crowds, sizes, ties and broken boxes."""
 
-import contextlib
-import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +16,8 @@ from ssd_fast.engine.average_precision import (
 )
 from ssd_fast.engine.coco_evaluation import COCOEvaluation, evaluate_coco
 from ssd_fast.engine.evaluation import score_detections
+
+from .cocoeval import cocoeval
 
 Rows = dict[str, Tensor]
 CLASSES = 3
@@ -60,43 +60,6 @@ def random_case(seed: int, images: int = 8) -> tuple[list[Rows], list[Rows]]:
     return detections, targets
 
 
-def pycocotools_evaluation(detections: list[Rows], targets: list[Rows]) -> Any:
-    """COCOeval, given the same as annotations and results."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    def xywh(boxes: Tensor) -> list[list[float]]:
-        return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).double().tolist()
-
-    truth: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    for image, (d, t) in enumerate(zip(detections, targets, strict=True)):
-        crowd = t["iscrowd"] | t.get("difficult", torch.zeros_like(t["iscrowd"]))
-        columns = (xywh(t["boxes"]), t["labels"].tolist(), t["area"].tolist(), crowd.tolist())
-        for box, label, area, many in zip(*columns, strict=True):
-            truth.append(
-                {"id": len(truth) + 1, "image_id": image, "category_id": label, "bbox": box}
-                | {"area": area, "iscrowd": int(many)}
-            )
-        for box, label, score in zip(
-            xywh(d["boxes"]), d["labels"].tolist(), d["scores"].tolist(), strict=True
-        ):
-            results.append({"image_id": image, "category_id": label, "bbox": box, "score": score})
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image} for image in range(len(targets))],
-        "annotations": truth,
-        "categories": [{"id": label} for label in range(1, CLASSES + 1)],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation
-
-
 def numbers(evaluation: COCOEvaluation) -> list[float]:
     names = ("ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large")
     recalls = ("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")
@@ -108,7 +71,7 @@ def test_equals_pycocotools(full_count: Callable[[int, int], int]):
     for seed in range(full_count(12, 200)):
         detections, targets = random_case(seed)
         ours = evaluate_coco(detections, targets, num_classes=CLASSES + 1)
-        theirs = pycocotools_evaluation(detections, targets)
+        theirs = cocoeval(detections, targets, CLASSES)
         expected = [float(v) if v >= 0 else math.nan for v in theirs.stats]
         assert numbers(ours) == pytest.approx(expected, abs=1e-6, nan_ok=True), seed
         by_class = theirs.eval["precision"][:, :, :, 0, -1].reshape(-1, CLASSES).mean(0)
@@ -153,7 +116,7 @@ def test_a_crowd_leaves_an_object_of_another_size_free():
     small = evaluate_coco([found], [target], num_classes=2).ap_small
     assert small == pytest.approx(sum(by_threshold) / 10)
     pytest.importorskip("pycocotools", reason="needs pycocotools")
-    assert small == pytest.approx(pycocotools_evaluation([found], [target]).stats[3])
+    assert small == pytest.approx(cocoeval([found], [target], CLASSES).stats[3])
 
 
 def test_a_crowd_takes_many_and_misses_none():
