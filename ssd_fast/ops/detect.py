@@ -6,6 +6,7 @@ test tests/ops/test_detect.py   benchmark benchmarks/bench_detect.py
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from ssd_fast.ops._arguments import (
 )
 from ssd_fast.ops._levels import join_levels
 from ssd_fast.ops._library import register
+from ssd_fast.ops._loss_autograd import is_plain
+from ssd_fast.ops._remembered import Remembered
 from ssd_fast.suppression import NMS, suppress
 
 __all__ = ["SCORES", "detect", "detect_reference"]
@@ -110,40 +113,100 @@ def detect(
         ValueError: for arguments of a wrong shape, dtype, device or range.
     """
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
+    compiling = torch.compiler.is_compiling()
+    options = (_options if compiling else _known_options)(
+        score_threshold,
+        top_k,
+        iou_threshold,
+        max_detections,
+        variances,
+        max_log_scale,
+        nms,
+        sigma,
+        scores,
+    )
+    background = _background(background_index, options[-1], delta_levels, logit_levels, priors)
+    tensors = (*delta_levels, *logit_levels, priors)
+    if not compiling and not isinstance(clip, Tensor) and is_plain(tensors):
+        # The kernel accepts what these checks accept; they only say better what is wrong.
+        bounds = _bounds(clip, 0, priors)
+        try:
+            return _call(tensors, delta_levels, logit_levels, priors, options, background, bounds)
+        except (RuntimeError, AttributeError) as error:  # the latter of a level that is None
+            refused = error
+        _check_tensors(delta_levels, logit_levels, priors, background)
+        raise refused
+    batch = _check_tensors(delta_levels, logit_levels, priors, background)
+    bounds = _bounds(clip, batch, priors)
+    tensors = (*tensors, clip) if isinstance(clip, Tensor) else tensors
+    return _call(tensors, delta_levels, logit_levels, priors, options, background, bounds)
+
+
+def _options(
+    score_threshold: float,
+    top_k: int,
+    iou_threshold: float,
+    max_detections: int,
+    variances: Sequence[float],
+    max_log_scale: float | None,
+    nms: str,
+    sigma: float,
+    scores: str,
+) -> tuple[Any, ...]:
+    """The options as the operator takes them, checked; in the order of these arguments."""
     kind = check_choice("scores", scores, SCORES)
-    background = _background(background_index, kind, delta_levels, logit_levels, priors)
-    some_index = 0 if background_index is None else background
-    batch, classes = check_levels(delta_levels, logit_levels, priors, some_index)
-    _check(classes * priors.size(0), score_threshold, top_k, iou_threshold, max_detections)
+    check_threshold("score_threshold", score_threshold)
+    check_threshold("iou_threshold", iou_threshold)
+    check_count("top_k", top_k)
+    check_count("max_detections", max_detections)
     check_positive("sigma", sigma)
     if max_log_scale is not None and max_log_scale != max_log_scale:
         raise ValueError("max_log_scale: expected a number, or None for no clamp, got nan")
-    arguments = (
-        delta_levels,
-        logit_levels,
-        priors,
+    return (
         score_threshold,
         top_k,
         iou_threshold,
         max_detections,
         four_variances(variances),
-        background,
-        *_bounds(clip, batch, priors),
         max_log_scale,
         check_choice("nms", nms, NMS),
         sigma,
         kind,
     )
+
+
+_known_options = Remembered(_options)
+
+
+def _check_tensors(
+    deltas: list[Tensor], logits: list[Tensor], priors: Tensor, background: int
+) -> int:
+    """Checks the heads' outputs; returns the batch size."""
+    batch, classes = check_levels(deltas, logits, priors, max(background, 0))
+    if classes * priors.size(0) > 2**32:
+        raise ValueError(
+            f"logits: expected at most 2**32 numbers an image, got {classes * priors.size(0)}; "
+            f"detect fewer classes or priors at a time"
+        )
+    return batch
+
+
+def _call(
+    tensors: Sequence[Tensor],
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    priors: Tensor,
+    options: tuple[Any, ...],
+    background: int,
+    bounds: tuple[list[float] | None, Tensor | None],
+) -> Detections:
+    *first, max_log_scale, nms, sigma, kind = options
+    arguments = (*first, background, *bounds, max_log_scale, nms, sigma, kind)
     # Entering no_grad takes as long as some detections: only where there would be a graph.
-    tensors = (*delta_levels, *logit_levels, priors, clip)
-    if not torch.is_grad_enabled() or not any(_requires_grad(tensor) for tensor in tensors):
-        return Detections(*torch.ops.ssd_fast.detect.default(*arguments))
+    if not torch.is_grad_enabled() or not any([tensor.requires_grad for tensor in tensors]):
+        return Detections(*torch.ops.ssd_fast.detect.default(deltas, logits, priors, *arguments))
     with torch.no_grad():
-        return Detections(*torch.ops.ssd_fast.detect.default(*arguments))
-
-
-def _requires_grad(argument: object) -> bool:
-    return isinstance(argument, Tensor) and argument.requires_grad
+        return Detections(*torch.ops.ssd_fast.detect.default(deltas, logits, priors, *arguments))
 
 
 def detect_reference(
@@ -285,20 +348,6 @@ def _bounds(clip: Clip, batch: int, priors: Tensor) -> tuple[list[float] | None,
             f"tensor of them, got {clip!r}"
         )
     return bounds, None
-
-
-def _check(
-    logits: int, score_threshold: float, top_k: int, iou_threshold: float, max_detections: int
-) -> None:
-    check_threshold("score_threshold", score_threshold)
-    check_threshold("iou_threshold", iou_threshold)
-    check_count("top_k", top_k)
-    check_count("max_detections", max_detections)
-    if logits > 2**32:
-        raise ValueError(
-            f"logits: expected at most 2**32 numbers an image, got {logits}; detect fewer classes "
-            f"or priors at a time"
-        )
 
 
 def _fake(
