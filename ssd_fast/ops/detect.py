@@ -203,7 +203,7 @@ def _call(
     *first, max_log_scale, nms, sigma, kind = options
     arguments = (*first, background, *bounds, max_log_scale, nms, sigma, kind)
     # Entering no_grad takes as long as some detections: only where there would be a graph.
-    if not torch.is_grad_enabled() or not any([tensor.requires_grad for tensor in tensors]):
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
         return Detections(*torch.ops.ssd_fast.detect.default(deltas, logits, priors, *arguments))
     with torch.no_grad():
         return Detections(*torch.ops.ssd_fast.detect.default(deltas, logits, priors, *arguments))
