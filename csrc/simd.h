@@ -296,6 +296,23 @@ inline Boxes load_boxes(const float* from) {
           reinterpret_cast<Floats>(_mm512_shuffle_f32x4(low1, high1, 0xee)),
           reinterpret_cast<Floats>(_mm512_shuffle_f32x4(low2, high2, 0x44)),
           reinterpret_cast<Floats>(_mm512_shuffle_f32x4(low2, high2, 0xee))};
+#elif defined(__AVX2__)
+  const auto load_two = [&](int64_t n) {  // boxes n and n + 4
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + 4 * n)),
+                                _mm_loadu_ps(from + 4 * n + 16), 1);
+  };
+  const __m256 a = load_two(0), b = load_two(1), c = load_two(2), d = load_two(3);
+  const auto even = [](__m256 low, __m256 high) {
+    return reinterpret_cast<Floats>(
+        _mm256_unpacklo_pd(_mm256_castps_pd(low), _mm256_castps_pd(high)));
+  };
+  const auto odd = [](__m256 low, __m256 high) {
+    return reinterpret_cast<Floats>(
+        _mm256_unpackhi_pd(_mm256_castps_pd(low), _mm256_castps_pd(high)));
+  };
+  const __m256 low1 = _mm256_unpacklo_ps(a, b), high1 = _mm256_unpacklo_ps(c, d);  // x1, y1
+  const __m256 low2 = _mm256_unpackhi_ps(a, b), high2 = _mm256_unpackhi_ps(c, d);  // x2, y2
+  return {even(low1, high1), odd(low1, high1), even(low2, high2), odd(low2, high2)};
 #else
   Boxes boxes;
   for (int lane = 0; lane < kLanes; ++lane) {
