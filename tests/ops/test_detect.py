@@ -133,7 +133,11 @@ def strided(level):
 @pytest.mark.parametrize("threshold", [0.01, 0.0])
 @pytest.mark.parametrize("background", [0, 2])
 def test_heads_are_read_where_they_lie(device, dtype, threshold, background):
-    """Rows or maps, in any strides and dtype, give the same detections bit for bit."""
+    """Rows or maps, in any strides and dtype, give the same detections.
+
+    On the CPU bit for bit; a GPU adds exponentials in an order that follows the layout.
+    """
+    slack = 1e-5 if device.type == "cuda" else 0
     deltas, logits, priors = heads(seeded(0), kind="trained", dtype=dtype)
     deltas, logits, priors = deltas.to(device), logits.to(device), priors.to(device)
     options = {"score_threshold": threshold, "background_index": background}
@@ -155,7 +159,7 @@ def test_heads_are_read_where_they_lie(device, dtype, threshold, background):
     layouts["mixed"] = (maps[0], layouts["channels_last"][1])
     for name, (one, other) in layouts.items():
         for found, wanted in zip(detect(one, other, priors, **options), expected, strict=True):
-            assert torch.equal(found, wanted), name
+            torch.testing.assert_close(found, wanted, rtol=slack, atol=0, msg=name)
     for found, wanted in zip(
         detect_reference(*maps, priors, **options)[2:], expected[2:], strict=True
     ):

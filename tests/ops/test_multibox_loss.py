@@ -131,7 +131,10 @@ def test_code_is_what_match_and_mine_say() -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_maps_equal_rows(device, memory_format, dtype) -> None:
-    """The heads' raw maps, read in place, give what the concatenated rows give, bit for bit."""
+    """The heads' raw maps, read in place, give what the concatenated rows give.
+
+    On the CPU bit for bit; a GPU adds in an order that follows the layout.
+    """
     deltas, logits = (x.to(device, dtype) for x in random_heads(2, P_CELLS, 7, seed=0))
     priors, objects = random_boxes(P_CELLS, seeded(1)), random_objects(2, seeded(2), classes=7)
     targets = [x.to(device) for x in (priors, *objects)]
@@ -141,24 +144,31 @@ def test_maps_equal_rows(device, memory_format, dtype) -> None:
         for x in (deltas, logits)
     )
     maps = multibox_loss(delta_maps, logit_maps, *targets)
-    assert all(torch.equal(a, b) for a, b in zip(maps, rows, strict=True))
+    _assert_alike(maps, rows)
     grads = torch.autograd.grad(2 * maps[0] + 3 * maps[1], delta_maps + logit_maps)
     expected = as_maps(rows_deltas, CELLS) + as_maps(rows_logits, CELLS)
-    for grad, level, want in zip(grads, delta_maps + logit_maps, expected, strict=True):
-        assert torch.equal(grad, want)
+    _assert_alike(grads, expected)
+    for grad, level in zip(grads, delta_maps + logit_maps, strict=True):
         assert grad.stride() == level.stride()
 
 
+def _assert_alike(found, expected) -> None:
+    """Equal; on a GPU as far as sums in another order are."""
+    for a, b in zip(found, expected, strict=True):
+        rounding = torch.finfo(a.dtype).eps if a.is_floating_point() else 0
+        slack = max(1e-5, rounding) if a.is_cuda and a.is_floating_point() else 0
+        torch.testing.assert_close(a, b, rtol=slack, atol=1e-2 * slack)
+
+
 def test_any_strides_and_no_argument_is_changed(device) -> None:
-    """Transposed, expanded and sliced heads give what contiguous ones give."""
+    """Transposed and expanded heads give what contiguous ones give."""
     deltas, logits = (x.to(device) for x in random_heads(2, 100, 5, seed=0))
     objects = random_objects(2, seeded(2), classes=5)
     targets = [x.to(device) for x in (random_boxes(100, seeded(1)), *objects)]
     copies = [x.clone() for x in (deltas, logits, *targets)]
     plain = loss_and_gradients(multibox_loss, deltas, logits, *targets)
     transposed = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (deltas, logits)]
-    for a, b in zip(loss_and_gradients(multibox_loss, *transposed, *targets), plain, strict=True):
-        assert torch.equal(a, b)
+    _assert_alike(loss_and_gradients(multibox_loss, *transposed, *targets), plain)
     one = [x[:1].expand_as(x) for x in (deltas, logits)]
     dense = [x.contiguous() for x in one]
     assert torch.equal(multibox_loss(*one, *targets)[1], multibox_loss(*dense, *targets)[1])
