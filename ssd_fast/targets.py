@@ -102,7 +102,7 @@ class Targets(NamedTuple):
             boxes, labels = boxes[keep], labels[keep]
         if capacity is not None:
             boxes, labels = _pad(boxes, labels, capacity)
-        offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int64)
+        offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int64, device="cpu")
         packed = cls(boxes, labels, offsets, dropped)
         return packed.to(boxes.device if device is None else device)
 
@@ -200,7 +200,7 @@ def _concatenate(
         ]
     if not images:
         none = torch.zeros(0, dtype=torch.int64)
-        return torch.zeros(0, 4), none, none.bool()
+        return torch.zeros(0, 4, dtype=torch.float32), none, none.bool()
     boxes = torch.cat([b if b.dtype == torch.float32 else b.to(torch.float32) for b, *_ in images])
     labels = torch.cat([x if x.dtype == torch.int64 else x.to(torch.int64) for _, x, _ in images])
     ignored = torch.zeros_like(labels, dtype=torch.bool)

@@ -119,6 +119,11 @@ class SSD(nn.Module):
         self.loss = build_loss(priors, num_classes, loss, classification)
         prior = CLASS_PRIOR if self.loss.classification == "focal" else None
         self.heads = MultiBoxHeads(channels, boxes_per_cell, num_classes, class_prior=prior)
+        # No state dict holds these: on the meta device they would be lost.
+        device = torch.get_default_device()
+        if device.type != "meta":
+            self.transform.to(device)
+            self.loss.to(device)
         self._architecture: dict[str, Any] | None = None
         # An empty batch: an option of `detect` that is wrong fails here, not after the training.
         none = torch.zeros(0, 4, dtype=torch.float32, device="cpu")

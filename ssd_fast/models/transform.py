@@ -37,8 +37,9 @@ class ImageTransform(Float32Buffers):
         self.size = size
         self.image_mean = [float(value) for value in mean]
         self.image_std = [float(value) for value in std]
-        self.register_buffer("mean", torch.tensor(self.image_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.image_std).view(3, 1, 1), persistent=False)
+        for name, numbers in (("mean", self.image_mean), ("std", self.image_std)):
+            channels = torch.tensor(numbers, dtype=torch.float32, device="cpu").view(3, 1, 1)
+            self.register_buffer(name, channels, persistent=False)
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """Makes one batch.

@@ -169,6 +169,20 @@ def test_a_bfloat16_model_keeps_its_priors():
     assert model([scene()[0]])[0]["boxes"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_model_of_the_meta_device_gets_its_weights_and_is_whole(assign):
+    model = slim().eval()
+    with torch.device("meta"):
+        empty = slim().eval()
+    if not assign:
+        empty.to_empty(device="cpu")
+    empty.load_state_dict(model.state_dict(), assign=assign)
+    images = [scene()[0]]
+    for found, expected in zip(empty(images), model(images), strict=True):
+        assert found["boxes"].shape[0] > 0
+        assert all(found[name].equal(expected[name]) for name in expected)
+
+
 def test_training_compiles_whole_and_once():
     model = slim(norm=False)
     images, rows = batch()
