@@ -6,6 +6,7 @@ rows that are evenly spaced in memory: rows of the same anchor, or of all anchor
 channels_last map.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -48,31 +49,19 @@ def level_views(
     Maps whose cells are not evenly spaced are copied; contiguous and channels_last ones never are.
     With gradients given, inputs that are not laid out like them are copied too.
     """
-    views = []
-    for i, (delta, logit) in enumerate(zip(deltas, logits, strict=True)):
-        grad_delta = None if grad_deltas is None else grad_deltas[i]
-        grad_logit = None if grad_logits is None else grad_logits[i]
-        anchors = delta.size(1) // 4 if delta.dim() == 4 else 1
-        cells = delta.size(1) if delta.dim() == 3 else delta.size(2) * delta.size(3)
-        logit_view = _strides(_like(logit, grad_logit), anchors)
-        delta_view = _strides(_like(delta, grad_delta), anchors)
-        views.append((anchors, cells, logit_view, delta_view))
-    inner = NEITHER
-    if all(x.channel == 1 for *_, x, _ in views):
-        inner = CHANNELS
-    elif all(cells == 1 or x.cell == 1 for *_, cells, x, _ in views):
-        inner = ROWS
-    levels = []
-    for anchors, cells, x, d in views:
-        groups, rows, row = anchors, cells, x.cell
-        # All rows are evenly spaced; but where they lie side by side, those of two anchors do not.
-        if inner != ROWS and (x.cell == anchors * x.anchor or cells == 1):
-            groups, rows, row = 1, cells * anchors, x.anchor
-        place = (groups, rows, x.image, x.anchor, row, x.channel)
-        levels.append(
-            Level(x.tensor, d.tensor, *place, anchors, d.image, d.anchor, d.cell, d.channel)
+    if grad_deltas is not None and grad_logits is not None:
+        deltas = [_like(x, gradient) for x, gradient in zip(deltas, grad_deltas, strict=True)]
+        logits = [_like(x, gradient) for x, gradient in zip(logits, grad_logits, strict=True)]
+    layouts, inner = _layouts(_shapes(deltas), _shapes(logits))
+    if layouts is None:
+        deltas, logits = ([_evenly_spaced(x) for x in heads] for heads in (deltas, logits))
+        layouts, inner = _layouts(_shapes(deltas), _shapes(logits))
+    if layouts is None:
+        raise ValueError(
+            "logits: expected fewer than 2**31 numbers an image in a level, got "
+            f"{', '.join(map(str, (tuple(x.shape) for x in logits)))}; give fewer at a time"
         )
-    return tuple(levels), inner
+    return tuple(map(Level, logits, deltas, *zip(*layouts, strict=True))), inner
 
 
 def count_blocks(levels: tuple[Level, ...], block: int) -> int:
@@ -80,39 +69,72 @@ def count_blocks(levels: tuple[Level, ...], block: int) -> int:
     return sum(level.groups * triton.cdiv(level.rows, block) for level in levels)
 
 
-class _Strides(NamedTuple):
-    """A map or rows, and its strides."""
+Shapes = tuple[tuple[torch.Size, tuple[int, ...]], ...]  # and strides, of each level
 
-    tensor: Tensor
+
+class _Strides(NamedTuple):
+    """Strides of a map or rows."""
+
     image: int
     anchor: int
     cell: int
     channel: int
 
 
-def _like(x: Tensor, gradient: Tensor | None) -> Tensor:
+def _like(x: Tensor, gradient: Tensor) -> Tensor:
     """The tensor itself, or a copy that is laid out like its gradient."""
-    return (
-        x
-        if gradient is None or x.stride() == gradient.stride()
-        else torch.empty_like(gradient).copy_(x)
-    )
+    return x if x.stride() == gradient.stride() else torch.empty_like(gradient).copy_(x)
 
 
-def _strides(x: Tensor, anchors: int) -> _Strides:
-    """Strides of a map or rows; of a copy where its cells are not evenly spaced."""
-    span = sum(
-        (size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)
-    )
-    if span >= 1 << 31:  # kernels count the elements within an image in 32 bits
-        x = x.contiguous()
-    if x.dim() == 3:
-        return _Strides(x, x.stride(0), x.size(2) * x.stride(2), x.stride(1), x.stride(2))
-    height, width = x.shape[2:]
-    if height > 1 and width > 1 and x.stride(2) != width * x.stride(3):
-        x = x.contiguous()
-    cell = x.stride(3) if width > 1 else x.stride(2)
-    return _Strides(x, x.stride(0), x.size(1) // anchors * x.stride(1), cell, x.stride(1))
+def _shapes(heads: list[Tensor]) -> Shapes:
+    return tuple([(x.shape, x.stride()) for x in heads])
+
+
+def _evenly_spaced(x: Tensor) -> Tensor:
+    """The tensor itself, or a contiguous copy where the kernels could not address its cells."""
+    return x if _addressable(x.shape, x.stride()) else x.contiguous()
+
+
+def _addressable(shape: torch.Size, stride: tuple[int, ...]) -> bool:
+    """Whether cells are evenly spaced, and the elements within an image counted in 32 bits."""
+    if sum((n - 1) * step for n, step in zip(shape[1:], stride[1:], strict=True)) >= 1 << 31:
+        return False
+    return len(shape) == 3 or min(shape[2:]) <= 1 or stride[2] == shape[3] * stride[3]
+
+
+# What the host does for a launch takes longer than the launch: a model's layouts are kept.
+@functools.lru_cache(maxsize=256)
+def _layouts(deltas: Shapes, logits: Shapes) -> tuple[tuple[tuple[int, ...], ...] | None, int]:
+    """The numbers of each `Level`, and the dense dimension; None where levels must be copied."""
+    if not all(_addressable(*x) for x in (*deltas, *logits)):
+        return None, NEITHER
+    views = []
+    for (shape, stride), logit in zip(deltas, logits, strict=True):
+        anchors = shape[1] // 4 if len(shape) == 4 else 1
+        cells = shape[1] if len(shape) == 3 else shape[2] * shape[3]
+        views.append((anchors, cells, _strides(*logit, anchors), _strides(shape, stride, anchors)))
+    inner = NEITHER
+    if all(x.channel == 1 for _, _, x, _ in views):
+        inner = CHANNELS
+    elif all(cells == 1 or x.cell == 1 for _, cells, x, _ in views):
+        inner = ROWS
+    layouts = []
+    for anchors, cells, x, d in views:
+        groups, rows, row = anchors, cells, x.cell
+        # All rows are evenly spaced; but where they lie side by side, those of two anchors do not.
+        if inner != ROWS and (x.cell == anchors * x.anchor or cells == 1):
+            groups, rows, row = 1, cells * anchors, x.anchor
+        place = (groups, rows, x.image, x.anchor, row, x.channel)
+        layouts.append((*place, anchors, d.image, d.anchor, d.cell, d.channel))
+    return tuple(layouts), inner
+
+
+def _strides(shape: torch.Size, stride: tuple[int, ...], anchors: int) -> _Strides:
+    """Strides of a map or rows."""
+    if len(shape) == 3:
+        return _Strides(stride[0], shape[2] * stride[2], stride[1], stride[2])
+    cell = stride[3] if shape[3] > 1 else stride[2]
+    return _Strides(stride[0], shape[1] // anchors * stride[1], cell, stride[1])
 
 
 @triton.jit

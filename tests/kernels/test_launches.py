@@ -167,6 +167,9 @@ def test_large_offsets_are_64_bit(launches) -> None:
     assert inner == 0
     assert levels[0].logit_image == 8732 * 1204
     assert 300 * count_blocks(levels, 32) < 2**31
+    logits = torch.empty(1, 2**21, 1204, device="meta")
+    with pytest.raises(ValueError, match=r"logits: .* fewer than 2\*\*31 .* \(1, 2097152, 1204\)"):
+        level_views([logits[..., :4]], [logits])
 
 
 def test_an_image_that_cannot_be_counted_is_refused() -> None:
