@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Targets: the ground truth of a batch as three flat tensors, and how to pack and check it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple, NoReturn
@@ -13,6 +14,7 @@ from ssd_fast.boxes import box_area
 
 __all__ = ["Targets", "check_one_for_each"]
 
+_CPU = torch.device("cpu")
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _MARKS = ("ignore", "iscrowd")
 _NOT_BOXES = {torch.bool, torch.complex32, torch.complex64, torch.complex128}
@@ -91,8 +93,10 @@ class Targets(NamedTuple):
         boxes, labels, ignored = _concatenate(images, device)
         counts = [b.shape[0] for b, _, _ in images]
         dropped = 0
-        if validate and boxes.shape[0]:
-            keep = _is_class(labels, num_classes, background_index) | ignored
+        if validate and not _is_sound(boxes, labels, num_classes, background_index):
+            keep = _is_class(labels, num_classes, background_index)
+            if ignored is not None:
+                keep |= ignored
             keep &= _has_area(boxes)
             dropped = keep.numel() - int(keep.sum())
         if dropped:
@@ -104,7 +108,8 @@ class Targets(NamedTuple):
             boxes, labels = _pad(boxes, labels, capacity)
         offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int64, device="cpu")
         packed = cls(boxes, labels, offsets, dropped)
-        return packed.to(boxes.device if device is None else device)
+        place = boxes.device if device is None else device
+        return packed if boxes.is_cpu and place == _CPU else packed.to(place)
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "Targets":
         """The same targets on another device; tensors already there are shared.
@@ -184,8 +189,11 @@ def _marks(image: int, target: Mapping[str, Tensor], key: str) -> Tensor:
 
 def _concatenate(
     images: list[_Image], device: torch.device | str | int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """All boxes (N, 4) float32, labels (N,) int64 and what is to be ignored (N,), on one device."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All boxes (N, 4) float32, labels (N,) int64 and what is to be ignored (N,), on one device.
+
+    None where nothing is marked.
+    """
     devices = {x.device for boxes, labels, marks in images for x in (boxes, labels, *marks)}
     if len(devices) > 1:
         if device is None:
@@ -203,7 +211,7 @@ def _concatenate(
         return torch.zeros(0, 4, dtype=torch.float32), none, none.bool()
     boxes = torch.cat([b if b.dtype == torch.float32 else b.to(torch.float32) for b, *_ in images])
     labels = torch.cat([x if x.dtype == torch.int64 else x.to(torch.int64) for _, x, _ in images])
-    ignored = torch.zeros_like(labels, dtype=torch.bool)
+    ignored = None
     if any(marks for *_, marks in images):
         marked = [
             torch.stack([torch.zeros_like(x, dtype=torch.bool), *m]).any(0) for _, x, m in images
@@ -211,6 +219,35 @@ def _concatenate(
         ignored = torch.cat(marked)
         labels = labels.masked_fill(ignored, IGNORE_LABEL)
     return boxes, labels, ignored
+
+
+def _is_sound(
+    boxes: Tensor, labels: Tensor, num_classes: int | None, background_index: int | None
+) -> bool:
+    """Whether the extremes of all objects tell that every one of them is valid.
+
+    What `_is_class` and `_has_area` ask of each object, in a fifth of the time; False says nothing.
+    On a GPU it stays unasked, for each extreme would be waited for.
+    """
+    if boxes.shape[0] == 0:
+        return True
+    if not boxes.is_cpu:
+        return False
+    x1, y1, x2, y2 = boxes.unbind(1)
+    width, height = x2 - x1, y2 - y1
+    # Numbers, because to compare a tensor takes longer than to find its extremes. A NaN is both
+    # extremes and fails every comparison.
+    least_area, greatest_area = (extreme.item() for extreme in torch.aminmax(width * height))
+    lowest, highest = (extreme.item() for extreme in torch.aminmax(labels))
+    return (
+        width.min().item() > 0
+        and height.min().item() > 0
+        and least_area > 0
+        and greatest_area < math.inf
+        and lowest >= 0
+        and (num_classes is None or highest < num_classes)
+        and (background_index is None or not lowest <= background_index <= highest)
+    )
 
 
 def _has_area(boxes: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from ssd_fast.targets import Targets
+from ssd_fast.targets import Targets, _has_area, _is_class
 
 GOOD = [
     {"boxes": torch.tensor([[0.0, 0, 10, 20], [5, 5, 9, 9]]), "labels": torch.tensor([1, 2])},
@@ -151,6 +151,29 @@ def test_broken_box_is_named(box):
 def test_broken_label_is_named(label, message):
     with pytest.raises(ValueError, match=message):
         Targets.pack([*GOOD[:2], image(label=label)], num_classes=21)
+
+
+@pytest.mark.parametrize("background_index", [0, 2, 9, None])
+def test_what_extremes_tell_is_what_every_object_tells(background_index):
+    corners = torch.tensor([0.0, 0.5, 1.0, 1.5, 1e-30, 2e-30, 3e38, -3e38, float("inf")])
+    corners = torch.cat([corners, corners[:4], torch.tensor([float("nan")])])
+    generator = torch.Generator().manual_seed(0)
+    refusals = 0
+    for _ in range(200):
+        n = int(torch.randint(1, 4, (), generator=generator))
+        # In order, for boxes that are inverted are refused whatever else they are.
+        ordered = corners[torch.randint(len(corners), (n, 4), generator=generator)].sort(1).values
+        boxes = ordered[:, [0, 2, 1, 3]]
+        labels = torch.randint(-1, 4, (n,), generator=generator)
+        good = bool((_is_class(labels, 3, background_index) & _has_area(boxes)).all())
+        refusals += not good
+        target = {"boxes": boxes, "labels": labels}
+        if good:
+            Targets.pack([target], num_classes=3, background_index=background_index)
+        else:
+            with pytest.raises(ValueError, match=r"targets\[0\]"):
+                Targets.pack([target], num_classes=3, background_index=background_index)
+    assert 0 < refusals < 200
 
 
 def test_labels_are_not_bounded_without_num_classes():
