@@ -151,9 +151,11 @@ class SSD(nn.Module):
 
         Raises:
             TypeError: an image or a target of the wrong type.
-            ValueError: training without images or targets, wrong shapes or devices, or an object
-                that no detector can learn from; the message names the image and the object.
+            ValueError: training without images or targets, wrong shapes or devices, a model in
+                float64, or an object that no detector can learn from; the message names the image
+                and the object.
         """
+        self._check_dtype()
         if not self.training:
             batch, sizes = self.transform(images)
             return self._detect(batch).to_list(sizes) if sizes else []
@@ -175,6 +177,7 @@ class SSD(nn.Module):
         Returns:
             `Detections` of B x `max_detections` rows, boxes in [0, 1] of each image.
         """
+        self._check_dtype()
         return self._detect(self.transform.stack(images))
 
     def head_maps(self, images: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -253,6 +256,14 @@ class SSD(nn.Module):
             known = ", ".join(map(repr, ARCHITECTURES))
             raise ValueError(f"config: expected an architecture of {known}, got {name!r}")
         return ARCHITECTURES[name](**options)
+
+    def _check_dtype(self) -> None:
+        """Raises ValueError for a model that is neither trained nor detects."""
+        if next(self.heads.parameters()).dtype == torch.float64:
+            raise ValueError(
+                "model: expected float32, float16 or bfloat16, which the kernels compute in, got"
+                " float64; model.float() brings it back"
+            )
 
     def _check_batch(self, images: int) -> None:
         """Raises ValueError if that many images cannot be trained on."""

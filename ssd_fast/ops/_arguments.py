@@ -295,7 +295,8 @@ def _check_level(i: int, delta: Tensor, logit: Tensor, batch: int) -> tuple[int,
             )
         if level.dtype not in LOGIT_DTYPES:
             raise ValueError(
-                f"{name}[{i}]: expected float32, float16 or bfloat16, got {describe(level)}"
+                f"{name}[{i}]: expected float32, float16 or bfloat16, got {describe(level)}; "
+                f"convert with {name}.float()"
             )
     if (
         delta.dim() != logit.dim()

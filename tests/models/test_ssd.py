@@ -169,6 +169,11 @@ def test_a_bfloat16_model_keeps_its_priors():
     assert model([scene()[0]])[0]["boxes"].dtype == torch.float32
 
 
+def test_a_model_in_float64_is_refused():
+    with pytest.raises(ValueError, match=r"model: expected float32, .* got float64; model.float"):
+        slim().double().eval()([scene()[0]])
+
+
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_model_of_the_meta_device_gets_its_weights_and_is_whole(assign):
     model = slim().eval()
