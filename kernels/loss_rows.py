@@ -160,5 +160,8 @@ def count_classes(deltas: list[Tensor], logits: list[Tensor]) -> int:
 
 
 def class_block(C: int) -> int:
-    """Classes held at a time: more would leave more lanes idle behind the last class."""
-    return min(32, int(triton.next_power_of_2(C)))
+    """Classes held at a time: more would leave more lanes idle behind the last class.
+
+    Not one, which Triton 3.6 fails to compile in detection.
+    """
+    return max(2, min(32, int(triton.next_power_of_2(C))))

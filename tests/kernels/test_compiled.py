@@ -99,6 +99,8 @@ def _all_launches() -> list[tuple[str, Launch]]:
     for nms in ("hard", "soft-linear"):
         with kept("sigmoid"):
             detect(heads_and_targets(C=80), scores="sigmoid", nms=nms)
+    with kept("one class"):
+        detect(heads_and_targets(C=1), scores="sigmoid")
     with kept("contiguous", reads_levels):
         training_step(heads_and_targets(layout=torch.contiguous_format, C=81))
         detect(heads_and_targets(layout=torch.contiguous_format, C=81), torch.zeros(2, 4))
