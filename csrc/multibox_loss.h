@@ -13,6 +13,7 @@
 #include "box_rows.h"
 #include "doubles.h"
 #include "exponential_sums.h"
+#include "gradient_rows.h"
 #include "instruction_set.h"
 #include "match.h"
 #include "mine.h"
@@ -45,7 +46,8 @@ struct BackwardJob {
   const double* box_scales;    // (B,)
   const double* class_scales;  // (B,)
   const Rows& grad_deltas;     // zero at first, out
-  const Rows& grad_logits;
+  const Rows& grad_logits;     // the same, or, if `streams`, dense and anything at first
+  bool streams;
 };
 
 SSD_FAST_PER_INSTRUCTION_SET(
@@ -90,28 +92,30 @@ class MultiBoxImage {
     return loss;
   }
 
-  // Writes the gradients of the selected rows; all others are zero already.
+  // Writes the gradients of the selected rows, and the zeros of all others if the job streams.
   void backward(const BackwardJob& job, int64_t image) {
     const LossInputs& inputs = job.inputs;
     softmax_.resize(inputs.logits.channels);
+    gradient_.open(job.grad_logits, image, job.streams);
     const auto prepare = [&](const SelectedRow& selected) {
       prefetch(inputs, image, selected);
+      if (job.streams) return;
       prefetch_row(job.grad_logits.levels[selected.level_index], inputs.logits.dtype,
                    inputs.logits.channels, image, selected.row);
     };
     const int32_t* code = job.code + image * inputs.P;
     visit_selected(inputs, code, image, prepare, [&](const SelectedRow& selected) {
       load_softmax(inputs.logits, image, selected);
-      const Level& level = job.grad_logits.levels[selected.level_index];
-      visit_dtype(inputs.logits.dtype, [&](auto* type) {
-        auto* out = static_cast<decltype(type)>(level.data);
-        softmax_.write_gradient(out + level.offset(image, selected.row), level.channel_stride,
-                                selected.target, inputs.options.classes, job.class_scales[image]);
-      });
+      const auto fill = [&](auto* out, int64_t channel_stride) {
+        softmax_.write_gradient(out, channel_stride, selected.target, inputs.options.classes,
+                                job.class_scales[image]);
+      };
+      gradient_.write(selected.level_index, selected.row, fill);
       if (selected.object >= 0 && boxes_.add(inputs, image, selected)) {
         boxes_.take_gradients(inputs, image, job.box_scales[image], job.grad_deltas);
       }
     });
+    gradient_.close();
     boxes_.take_gradients(inputs, image, job.box_scales[image], job.grad_deltas);
   }
 
@@ -234,6 +238,7 @@ class MultiBoxImage {
   Matcher matcher_;
   Selector rivals_;  // by rough keys, then by exact ones
   SoftmaxRow softmax_;
+  GradientRows gradient_;
   ExponentialSums exponentials_;
   Log1pSum entropies_;
   BoxBatch boxes_;

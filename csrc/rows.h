@@ -152,6 +152,19 @@ struct Rows {
   std::vector<Level> levels;
   int64_t channels;  // K: 4 for deltas, C for logits
   Dtype dtype;
+
+  int64_t element_size() const { return dtype == Dtype::kFloat32 ? 4 : 2; }
+
+  // Whether the rows of each level lie in order and without gaps, image after image.
+  bool are_dense() const {
+    for (const Level& level : levels) {
+      if (!level.has_even_rows() || level.row_stride() != channels ||
+          level.batch_stride != level.rows * channels) {
+        return false;
+      }
+    }
+    return true;
+  }
 };
 
 // Asks the caches for `count` elements, at least one.

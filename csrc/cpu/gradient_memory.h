@@ -107,11 +107,10 @@ class Slab {
 class GradientMemory {
  public:
   explicit GradientMemory(const std::vector<const std::vector<Tensor>*>& all) {
-    int64_t bytes = 0;
     for (const auto* tensors : all) {
-      for (const Tensor& tensor : *tensors) bytes += room(tensor);
+      for (const Tensor& tensor : *tensors) bytes_ += room(tensor);
     }
-    if (bytes >= kLeast) slab_ = Slab::take(bytes);
+    if (bytes_ >= kLeast) slab_ = Slab::take(bytes_);
   }
   GradientMemory(const GradientMemory&) = delete;
   GradientMemory& operator=(const GradientMemory&) = delete;
@@ -131,14 +130,20 @@ class GradientMemory {
     return outputs;
   }
 
-  // Fills with zeros what `like` has returned so far, by all threads.
-  void fill_with_zeros() const {
-    if (slab_ && !slab_->is_zero()) fill(slab_->data(), used_);
+  // Fills with zeros what `like` has returned since the last call, by all threads.
+  void fill_with_zeros() {
+    if (slab_ && !slab_->is_zero()) fill(slab_->data() + filled_, used_ - filled_);
+    filled_ = used_;
     for (const Tensor& tensor : loose_) {
       fill(static_cast<char*>(tensor.data_ptr()),
            tensor.numel() * static_cast<int64_t>(tensor.element_size()));
     }
+    loose_.clear();
   }
+
+  // Whether the memory holds something that no cache would: then who has much to write had better
+  // write the zeros too, in order.
+  bool is_worth_streaming() const { return slab_ && !slab_->is_zero() && bytes_ >= kStreamed; }
 
  private:
   static constexpr int64_t kLine = 64;
@@ -182,10 +187,10 @@ class GradientMemory {
     return Tensor(handle);
   }
 
-  static void fill(char* data, int64_t bytes) {
+  void fill(char* data, int64_t bytes) const {
     constexpr int64_t kChunk = 1 << 20;
     torch::stable::parallel_for(0, bytes, kChunk, [&](int64_t begin, int64_t end) {
-      zero(data + begin, end - begin, bytes >= kStreamed);
+      zero(data + begin, end - begin, bytes_ >= kStreamed);
     });
   }
 
@@ -211,8 +216,10 @@ class GradientMemory {
   }
 
   Slab* slab_ = nullptr;
+  int64_t bytes_ = 0;  // of all gradients
   int64_t used_ = 0;
-  std::vector<Tensor> loose_;  // in memory of their own
+  int64_t filled_ = 0;
+  std::vector<Tensor> loose_;  // in memory of their own, not filled
 };
 
 }  // namespace ssd_fast

@@ -154,10 +154,13 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
 
   GradientMemory memory({&deltas, &logits});
   const std::vector<Tensor> grad_deltas = memory.like(deltas);
-  const std::vector<Tensor> grad_logits = memory.like(logits);
   memory.fill_with_zeros();
+  const std::vector<Tensor> grad_logits = memory.like(logits);
   if (B == 0 || P == 0) return {grad_deltas, grad_logits};
   const HeadRows grads = head_rows(grad_deltas, grad_logits, priors);
+  const bool streams = memory.is_worth_streaming() && B >= torch::stable::get_num_threads() &&
+                       grads.logits.are_dense();
+  if (!streams) memory.fill_with_zeros();
   const int32_t* code_data = static_cast<const int32_t*>(code.data_ptr());
   const int64_t* positives = int64_data(num_positives);
   const int64_t batch_positives = total(positives, B);
@@ -174,7 +177,8 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
       scales.data(),
       scales.data() + B,
       grads.deltas,
-      grads.logits};
+      grads.logits,
+      streams};
   const auto backward_images = SSD_FAST_KERNEL(multibox_loss_backward_images);
   torch::stable::parallel_for(
       0, B, 1, [&](int64_t begin, int64_t end) { backward_images(job, begin, end); });

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssd_fast import ops, priors
+from ssd_fast import _C, ops, priors
 from ssd_fast.testing import Objects, as_maps, random_objects, seeded, trained_outputs
 
 PRIORS = priors.ssd300()
@@ -26,19 +26,26 @@ class Batch:
         return gradients_of([self.deltas], [self.logits], self.objects)
 
     def gradients_of_image(self, image: int) -> tuple[Tensor, ...]:
-        begin, end = self.objects.offsets[image : image + 2].tolist()
-        boxes, labels = self.objects.boxes[begin:end], self.objects.labels[begin:end]
-        objects = Objects(boxes, labels, torch.tensor([0, end - begin]))
-        here = slice(image, image + 1)
-        return gradients_of([self.deltas[here]], [self.logits[here]], objects)
+        return gradients_of_image(image, self.deltas, self.logits, self.objects)
 
 
 def gradients_of(
-    deltas: list[Tensor], logits: list[Tensor], objects: Objects
+    deltas: list[Tensor], logits: list[Tensor], objects: Objects, priors: Tensor = PRIORS
 ) -> tuple[Tensor, ...]:
     deltas, logits = ([x.detach().requires_grad_() for x in maps] for maps in (deltas, logits))
-    box, cls, _ = ops.multibox_loss(deltas, logits, PRIORS, *objects, normalizer="none")
+    box, cls, _ = ops.multibox_loss(deltas, logits, priors, *objects, normalizer="none")
     return torch.autograd.grad([box, cls], [*deltas, *logits])
+
+
+def gradients_of_image(
+    image: int, deltas: Tensor, logits: Tensor, objects: Objects, priors: Tensor = PRIORS
+) -> tuple[Tensor, ...]:
+    begin, end = objects.offsets[image : image + 2].tolist()
+    own = Objects(
+        objects.boxes[begin:end], objects.labels[begin:end], torch.tensor([0, end - begin])
+    )
+    here = slice(image, image + 1)
+    return gradients_of([deltas[here]], [logits[here]], own, priors)
 
 
 @pytest.mark.parametrize("images", [SMALL, LARGE])
@@ -84,6 +91,40 @@ def test_batches_of_any_size_follow_each_other() -> None:
             for image in range(images):
                 for alone, whole in zip(batch.gradients_of_image(image), gradients, strict=True):
                     assert alone[0].equal(whole[image])
+
+
+@pytest.mark.parametrize("name", _C.instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("images", "rows", "classes"),
+    [(11, 8731, 21), (6, 301, 1204), (13, 5001, 33)],
+    ids=["no whole lines", "rows longer than a page", "33 classes"],
+)
+def test_a_large_gradient_is_that_of_each_image(
+    images: int,
+    rows: int,
+    classes: int,
+    dtype: torch.dtype,
+    name: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Written in one stream, zeros and rows, over whatever was there; images alone are not."""
+    request.addfinalizer(lambda: _C.set_instruction_set(_C.instruction_sets()[-1]))
+    _C.set_instruction_set(name)
+    priors = PRIORS[:: len(PRIORS) // rows][:rows].contiguous()
+    objects = random_objects(images, seeded(images), classes=classes)
+    deltas = torch.randn(images, rows, 4, generator=seeded(0)).to(dtype)
+    logits = torch.randn(images, rows, classes, generator=seeded(1)).to(dtype)
+    for _ in range(2):
+        whole = gradients_of([deltas], [logits], objects, priors)
+        for image in range(images):
+            alone = gradients_of_image(image, deltas, logits, objects, priors)
+            assert alone[0].equal(whole[0][image : image + 1])
+            assert alone[1].equal(whole[1][image : image + 1])
+        assert 0 < int((whole[1] != 0).any(dim=2).sum()) < images * rows
+        for gradient in whole:
+            gradient.fill_(float("nan"))
+        del whole, gradient  # now the memory is free for the next, and full of NaN
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
