@@ -5,6 +5,8 @@ CPU csrc/cpu/match.cpp   GPU kernels/match.py
 test tests/ops/test_match.py   benchmark benchmarks/bench_match.py
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from ssd_fast.ops._arguments import (
     check_targets,
 )
 from ssd_fast.ops._library import register
+from ssd_fast.ops._loss_autograd import is_plain
+from ssd_fast.ops._remembered import Remembered
 
 __all__ = ["match", "match_reference"]
 
@@ -61,22 +65,44 @@ def match(
     Raises:
         ValueError: for arguments of a wrong shape, dtype, device or range.
     """
-    check_boxes("priors", priors)
-    check_targets(boxes, offsets)
-    check_device(priors=priors, boxes=boxes, offsets=offsets)
+    compiling = torch.compiler.is_compiling()
+    options = (_options if compiling else _known_options)(
+        iou_threshold, low_threshold, strict, assign
+    )
+    if not compiling and is_plain((priors, boxes, offsets)):
+        # The kernel accepts what these checks accept; they only say better what is wrong.
+        try:
+            return _call(priors, boxes, offsets, options)
+        except RuntimeError as error:
+            refused = error
+        _check_tensors(priors, boxes, offsets)
+        raise refused
+    _check_tensors(priors, boxes, offsets)
+    return _call(priors, boxes, offsets, options)
+
+
+def _options(
+    iou_threshold: float, low_threshold: float | None, strict: bool, assign: str
+) -> tuple[Any, ...]:
+    """The options as the operator takes them, checked."""
     check_number("iou_threshold", iou_threshold, low=0)
     check_flag("strict", strict)
     if low_threshold is not None:
         check_number("low_threshold", low_threshold, low=0, high=iou_threshold)
-    matched: Tensor = torch.ops.ssd_fast.match.default(
-        priors,
-        boxes,
-        offsets,
-        iou_threshold,
-        low_threshold,
-        strict,
-        check_choice("assign", assign, ASSIGN),
-    )
+    return iou_threshold, low_threshold, strict, check_choice("assign", assign, ASSIGN)
+
+
+_known_options = Remembered(_options)
+
+
+def _check_tensors(priors: Tensor, boxes: Tensor, offsets: Tensor) -> None:
+    check_boxes("priors", priors)
+    check_targets(boxes, offsets)
+    check_device(priors=priors, boxes=boxes, offsets=offsets)
+
+
+def _call(priors: Tensor, boxes: Tensor, offsets: Tensor, options: tuple[Any, ...]) -> Tensor:
+    matched: Tensor = torch.ops.ssd_fast.match.default(priors, boxes, offsets, *options)
     return matched
 
 
