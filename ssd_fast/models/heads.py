@@ -55,8 +55,8 @@ class MultiBoxHeads(nn.Module):
         xavier_uniform(self)
         if class_prior is not None:
             for convolution in self.classification:
-                nn.init.normal_(convolution.weight, std=0.01)  # type: ignore[arg-type]
-                nn.init.constant_(convolution.bias, logit_of(class_prior))  # type: ignore[arg-type]
+                nn.init.normal_(convolution.get_parameter("weight"), std=0.01)
+                nn.init.constant_(convolution.get_parameter("bias"), logit_of(class_prior))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Offsets and scores of every level.

@@ -182,8 +182,12 @@ def test_gradients_have_the_dtype_of_what_they_are_of(never_dense, monkeypatch) 
     monkeypatch.setattr(_sparse_convolution, "PATCH_BYTES", 1)
     backward = torch.ops.ssd_fast.heads_loss_backward.default
     found = []
+
+    def spy(*arguments):
+        found.append((arguments, backward(*arguments)))
+        return found[-1][1]
+
     with monkeypatch.context() as patch:
-        spy = lambda *a: found.append((a, backward(*a))) or found[-1][1]  # noqa: E731
         patch.setattr(torch.ops.ssd_fast.heads_loss_backward, "default", spy)
         for memory_format in (torch.contiguous_format, torch.channels_last):
             heads = make_heads().map(
@@ -204,8 +208,11 @@ def dense_levels(monkeypatch) -> list:
     """Gets an entry for each level that takes PyTorch's backward."""
     taken = []
     for module in (_sparse_convolution, sys.modules["ssd_fast.ops.heads_loss"]):
-        dense = module.dense_backward
-        spy = lambda *a, dense=dense: taken.append(a) or dense(*a)  # noqa: E731
+
+        def spy(*arguments, dense=module.dense_backward):
+            taken.append(arguments)
+            return dense(*arguments)
+
         monkeypatch.setattr(module, "dense_backward", spy)
     return taken
 
