@@ -32,6 +32,8 @@ inline Doubles smooth_l1_slope(Doubles residual, double beta) {
 // and once more at the end.
 class BoxBatch {
  public:
+  void clear() { count_ = 0; }
+
   // Adds a positive row; returns whether there is no room for another.
   bool add(const LossInputs& inputs, int64_t image, const SelectedRow& selected) {
     float deltas[4];

@@ -77,12 +77,14 @@ class Log1pSum {
     if (++count_ == kRoom) flush();
   }
 
-  // The sum of what was added since the last call.
-  double take() {
+  double sum() {
     flush();
-    const double sum = sum_;
+    return sum_;
+  }
+
+  void clear() {
+    count_ = 0;
     sum_ = 0;
-    return sum;
   }
 
  private:

@@ -76,6 +76,8 @@ class MultiBoxImage {
     loss.positives = assign_rows(inputs, job.assignment, image, matcher_, scratch, code);
     priors_.clear();
     targets_.clear();
+    boxes_.clear();
+    entropies_.clear();
     const auto prepare = [&](const SelectedRow& selected) {
       prefetch_row(inputs.deltas.levels[selected.level_index], inputs.deltas.dtype, 4, image,
                    selected.row);
@@ -88,7 +90,7 @@ class MultiBoxImage {
     loss.box += boxes_.take_losses(inputs.options);
     loss.classes += classify_positives(inputs, image);
     loss.classes += mine(job, image, loss.positives, code, scratch);
-    loss.classes += entropies_.take();
+    loss.classes += entropies_.sum();
     return loss;
   }
 
@@ -96,6 +98,7 @@ class MultiBoxImage {
   void backward(const BackwardJob& job, int64_t image) {
     const LossInputs& inputs = job.inputs;
     softmax_.resize(inputs.logits.channels);
+    boxes_.clear();
     gradient_.open(job.grad_logits, image, job.streams);
     const auto prepare = [&](const SelectedRow& selected) {
       prefetch(inputs, image, selected);
@@ -134,8 +137,8 @@ class MultiBoxImage {
     return loss;
   }
 
-  // Turns the hardest of the candidates in `code` into hard negatives and returns their loss
-  // but for what goes to `entropies_`. `scratch` is for P keys.
+  // Turns the hardest of the candidates in `code` into hard negatives and returns their loss but
+  // for what goes to `entropies_`. `scratch` is for P keys.
   double mine(const ForwardJob& job, int64_t image, int64_t positives, int32_t* code,
               float* scratch) {
     const LossInputs& inputs = job.inputs;
