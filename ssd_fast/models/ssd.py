@@ -259,7 +259,7 @@ class SSD(nn.Module):
 
     def _check_dtype(self) -> None:
         """Raises ValueError for a model that is neither trained nor detects."""
-        if next(self.heads.parameters()).dtype == torch.float64:
+        if all(parameter.dtype == torch.float64 for parameter in self.heads.parameters()):
             raise ValueError(
                 "model: expected float32, float16 or bfloat16, which the kernels compute in, got"
                 " float64; model.float() brings it back"
