@@ -42,7 +42,7 @@ SMALL = "tests/cuda/small_kernels.py"
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # A finding makes compute-sanitizer exit with this; a device it cannot check makes it say so.
 FINDING = 99
-NAMED = 25  # tests, or kernels, at most
+NAMED = 12  # tests, or kernels, at most
 CANNOT_RUN = ("Device not supported", "not supported on this device", "Unable to initialize")
 
 

@@ -127,7 +127,7 @@ def _priors_of(image: dict[str, Tensor], scores: Tensor, boxes: Tensor, band: fl
         assert distance[nearest] <= allowed, f"no prior gives class {int(label)}, box {box}"
         taken[nearest, label] = True
         priors.append(nearest)
-    return torch.tensor(priors, dtype=torch.int64)
+    return torch.tensor(priors, dtype=torch.int64, device=scores.device)
 
 
 def _check_top_k(
