@@ -162,7 +162,7 @@ def _bipartite_kernel(
                 tl.store(taken_ptr + prior, 1)
             else:
                 x1, y1, x2, y2 = load_box(boxes_ptr, winner, None)
-                granted = best_claim(priors_ptr, taken_ptr, x1, y1, x2, y2, P * 0, P, BLOCK_P)
+                granted = best_claim(priors_ptr, taken_ptr, x1, y1, x2, y2, image * 0, P, BLOCK_P)
             tl.store(claims_ptr + winner * SPLITS + s, tl.where(s == 0, granted, 0))
         tl.debug_barrier()
 

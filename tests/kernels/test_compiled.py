@@ -99,6 +99,8 @@ def _all_launches() -> list[tuple[str, Launch]]:
     for nms in ("hard", "soft-linear"):
         with kept("sigmoid"):
             detect(heads_and_targets(C=80), scores="sigmoid", nms=nms)
+    with kept("one prior", lambda launch: launch.kernel.__name__ == "_bipartite_kernel"):
+        launch_match(priors[:1], boxes, offsets, 0.5, None, False, 1)
     with kept("one class"):
         detect(heads_and_targets(C=1), scores="sigmoid")
     with kept("contiguous", reads_levels):
