@@ -5,7 +5,7 @@ They look at shapes, dtypes and devices only, never at values, so they never syn
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "LOGIT_DTYPES",
+    "are_plain",
     "as_levels",
     "check_boxes",
     "check_choice",
@@ -163,6 +164,15 @@ def as_levels(maps: Any) -> list[Tensor]:
     if isinstance(maps, Tensor) or hasattr(maps, "shape") or not isinstance(maps, Iterable):
         return [maps]  # an array of numpy is one wrong tensor, not many
     return list(maps)
+
+
+def are_plain(tensors: Sequence[Any]) -> bool:
+    """Whether all are tensors in the memory of the CPU, none of a class of its own, or None."""
+    # A loop, for it runs at every call, and a generator takes twice as long.
+    for x in tensors:  # noqa: SIM110
+        if x is not None and (type(x) is not Tensor or not x.is_cpu):
+            return False
+    return True
 
 
 def level_rows(level: Tensor, anchors: int) -> int:

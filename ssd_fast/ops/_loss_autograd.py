@@ -9,7 +9,7 @@ time. At one image that was more than the loss itself.
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS
 
-__all__ = ["differentiable_once", "eager_loss", "is_plain", "traced_loss"]
+__all__ = ["differentiable_once", "eager_loss", "traced_loss"]
 
 Losses = tuple[Tensor, Tensor, Tensor]
 Backward = Callable[..., tuple[Tensor | None, ...]]
@@ -48,15 +48,6 @@ def differentiable_once(backward: Backward) -> Backward:
         return refused
 
     return refusing
-
-
-def is_plain(tensors: Sequence[Any]) -> bool:
-    """Whether all are tensors in the memory of the CPU, none of a class of its own, or None."""
-    # A loop, for it runs at every call, and a generator takes twice as long.
-    for x in tensors:  # noqa: SIM110
-        if x is not None and (type(x) is not Tensor or not x.is_cpu):
-            return False
-    return True
 
 
 def traced_loss(
@@ -113,7 +104,7 @@ def eager_loss(
 
 def _need_gradient(deltas: list[Tensor], logits: list[Tensor]) -> bool:
     if torch.is_grad_enabled():
-        for x in (*deltas, *logits):  # a loop, see `is_plain`
+        for x in (*deltas, *logits):  # a loop, see `are_plain`
             if x.requires_grad:
                 return True
     return False

@@ -14,6 +14,7 @@ from torch import Tensor
 from ssd_fast.boxes import MAX_LOG_SCALE, decode_boxes, four_variances
 from ssd_fast.detections import Detections
 from ssd_fast.ops._arguments import (
+    are_plain,
     as_levels,
     check_boxes,
     check_choice,
@@ -27,7 +28,6 @@ from ssd_fast.ops._arguments import (
 )
 from ssd_fast.ops._levels import join_levels
 from ssd_fast.ops._library import register
-from ssd_fast.ops._loss_autograd import is_plain
 from ssd_fast.ops._remembered import Remembered
 from ssd_fast.suppression import NMS, suppress
 
@@ -127,7 +127,7 @@ def detect(
     )
     background = _background(background_index, options[-1], delta_levels, logit_levels, priors)
     tensors = (*delta_levels, *logit_levels, priors)
-    if not compiling and not isinstance(clip, Tensor) and is_plain(tensors):
+    if not compiling and not isinstance(clip, Tensor) and are_plain(tensors):
         # The kernel accepts what these checks accept; they only say better what is wrong.
         bounds = _bounds(clip, 0, priors)
         try:

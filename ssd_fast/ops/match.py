@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssd_fast.assignment import match_batch, valid_objects
 from ssd_fast.ops._arguments import (
+    are_plain,
     check_boxes,
     check_choice,
     check_device,
@@ -20,7 +21,6 @@ from ssd_fast.ops._arguments import (
     check_targets,
 )
 from ssd_fast.ops._library import register
-from ssd_fast.ops._loss_autograd import is_plain
 from ssd_fast.ops._remembered import Remembered
 
 __all__ = ["match", "match_reference"]
@@ -69,7 +69,7 @@ def match(
     options = (_options if compiling else _known_options)(
         iou_threshold, low_threshold, strict, assign
     )
-    if not compiling and is_plain((priors, boxes, offsets)):
+    if not compiling and are_plain((priors, boxes, offsets)):
         # The kernel accepts what these checks accept; they only say better what is wrong.
         try:
             return _call(priors, boxes, offsets, options)

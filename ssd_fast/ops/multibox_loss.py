@@ -5,18 +5,16 @@ CPU csrc/cpu/multibox_loss.cpp   GPU kernels/multibox_loss.py
 test tests/ops/test_multibox_loss.py   benchmark benchmarks/bench_multibox_loss.py
 """
 
-import functools
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssd_fast.ops._arguments import as_levels, resolve_background
+from ssd_fast.ops._arguments import are_plain, as_levels, resolve_background
 from ssd_fast.ops._library import register
 from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS, check_loss_tensors, loss_options
-from ssd_fast.ops._loss_autograd import eager_loss, is_plain, traced_loss
+from ssd_fast.ops._loss_autograd import eager_loss, traced_loss
 from ssd_fast.ops._multibox import (
     backward_reference,
     fake_backward,
@@ -24,6 +22,7 @@ from ssd_fast.ops._multibox import (
     forward_reference,
     loss_reference,
 )
+from ssd_fast.ops._remembered import Remembered
 
 __all__ = ["multibox_loss", "multibox_loss_reference"]
 
@@ -127,7 +126,7 @@ def multibox_loss(
         background_index,
         normalizer,
     )
-    if not compiling and is_plain((*delta_levels, *logit_levels, *targets)):
+    if not compiling and are_plain((*delta_levels, *logit_levels, *targets)):
         # The kernel accepts what these checks accept; they only say better what is wrong.
         try:
             return eager_loss(delta_levels, logit_levels, targets, options)
@@ -141,28 +140,7 @@ def multibox_loss(
     )
 
 
-def _known_options(*options: Any) -> tuple[Any, ...]:
-    """`loss_options`, remembered: a training loop asks with the same ones at every step."""
-    asked, found = _latest[0]
-    if all(map(operator.is_, options, asked)):
-        return found
-    *others, variances, smoothing, background_index, normalizer = options
-    if type(variances) is tuple:
-        # Of nothing else is it known that equal means the same: a tensor may change its value.
-        kinds = map(type, (*others, *variances, smoothing, background_index, normalizer))
-        if _PLAIN.issuperset(kinds):
-            found = _remembered_options(*options)
-            _latest[0] = options, found
-            return found
-    return loss_options(*options)
-
-
-_PLAIN = frozenset({int, float, bool, str, type(None)})
-_remembered_options = functools.lru_cache(maxsize=64, typed=True)(loss_options)
-
-# The very objects asked with last: comparing identities is a third of looking them up. One entry,
-# replaced as a whole, so that threads never see half of it.
-_latest: list[tuple[tuple[Any, ...], tuple[Any, ...]]] = [((object(),), ())]
+_known_options = Remembered(loss_options)
 
 
 def multibox_loss_reference(
