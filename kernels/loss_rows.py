@@ -63,11 +63,10 @@ def class_pointers(
 
 
 @triton.jit
-def load_differences(
+def load_others(
     logits_ptr,
     offset,  # (BLOCK_R,) of the rows
     channel_stride,
-    reference,  # (BLOCK_R,) logit of the reference class
     reference_class,  # (BLOCK_R,)
     ok,
     first,
@@ -75,13 +74,12 @@ def load_differences(
     INNER: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Logits of a block of classes relative to the row's reference; -inf for that class itself."""
+    """Logits of a block of classes, and which are not the row's reference class; -inf for that."""
     c = first + tl.arange(0, BLOCK_C)
     pointers = class_pointers(logits_ptr, offset, channel_stride, c, INNER)
-    x = tl.load(pointers, ok[:, None] & (c < C)[None, :], other=float("-inf")).to(tl.float32)
-    # A row that does not exist, or is not asked for, has the reference 0.
     other = (c[None, :] != reference_class[:, None]) & (c < C)[None, :]
-    return tl.where(other, x - reference[:, None], float("-inf"))
+    x = tl.load(pointers, ok[:, None] & other, other=float("-inf")).to(tl.float32)
+    return x, other
 
 
 @triton.jit
@@ -89,7 +87,7 @@ def sum_exponentials(
     logits_ptr,
     offset,
     channel_stride,
-    reference,
+    reference,  # (BLOCK_R,) logit of the reference class
     reference_class,
     ok,
     class_weights_ptr,  # (C,) float32, or None: all are 1
@@ -99,41 +97,41 @@ def sum_exponentials(
     BLOCK_C: tl.constexpr,
     LEADS: tl.constexpr,
 ):
-    """Sums over the other classes of ``exp(x_c - x_reference - shift)``, and the shifts.
+    """Sums over the other classes of ``exp(x_c - anchor)``, and the anchors.
 
-    With LEADS also the sums of ``weight_c * (x_c - x_reference)``, without it zeros.
+    With LEADS also the sums of ``weight_c * (x_c - reference)``, without it zeros.
 
-    The shift is 0, which keeps all digits of small sums, unless that sum overflows: then the rows
-    are read again, relative to their largest logit.
+    The anchor is the reference, which keeps all digits of small sums, unless that sum overflows:
+    then the rows are read again, relative to their largest logit.
     """
-    shift = tl.zeros((BLOCK_R,), tl.float32)
+    anchor = reference
+    moved = tl.zeros((BLOCK_R,), tl.int1)
     others = tl.zeros((BLOCK_R,), tl.float32)
     leads = tl.zeros((BLOCK_R,), tl.float32)
     passes = 1
     while passes > 0:
         sums = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
-        largest = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+        largest = tl.full((BLOCK_R, BLOCK_C), float("-inf"), tl.float32)
         if LEADS:
             weighted = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
         for first in range(0, C, BLOCK_C):
-            x = load_differences(
-                logits_ptr, offset, channel_stride, reference, reference_class, ok, first,
-                C, INNER, BLOCK_C,
-            )  # fmt: skip
+            x, other = load_others(
+                logits_ptr, offset, channel_stride, reference_class, ok, first, C, INNER, BLOCK_C
+            )
             largest = tl.maximum(largest, x)
-            sums += exp(x - shift[:, None])
+            sums += tl.where(other, exp(x - anchor[:, None]), 0.0)
             if LEADS:
                 c = first + tl.arange(0, BLOCK_C)
                 weight = weights_of(class_weights_ptr, c, c < C)[None, :]
-                other = (c[None, :] != reference_class[:, None]) & (c < C)[None, :]
-                weighted += tl.where(other, weight * x, 0.0)
+                weighted += tl.where(other, weight * (x - reference[:, None]), 0.0)
         if LEADS:
             leads = tl.sum(weighted, axis=1)
         others = tl.sum(sums, axis=1)
-        overflow = (others == float("inf")) & (shift == 0.0)
-        shift = tl.where(overflow, tl.minimum(tl.max(largest, axis=1), LARGE), shift)
+        overflow = (others == float("inf")) & (moved == 0)
+        anchor = tl.where(overflow, tl.minimum(tl.max(largest, axis=1), LARGE), anchor)
+        moved = moved | overflow
         passes = tl.max(overflow.to(tl.int32), axis=0)
-    return others, shift, leads
+    return others, anchor, leads
 
 
 @triton.jit

@@ -88,10 +88,11 @@ def _rows_kernel(
 
     logits_ptr = pick(levels, level, LOGITS) + base
     x = tl.load(logits_ptr + offset + target * channel, ok, other=0.0).to(tl.float32)
-    others, shift, leads = sum_exponentials(
+    others, anchor, leads = sum_exponentials(
         logits_ptr, offset, channel, x, target, ok, class_weights_ptr,
         C, INNER, BLOCK_R, BLOCK_C, smooth_ptr is not None,
     )  # fmt: skip
+    shift = anchor - x
     shifted = shift > 0.0
     loss = tl.where(shifted, shift + log(others + exp(-shift)), log1p(others))
     weighted = loss

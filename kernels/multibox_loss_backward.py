@@ -24,7 +24,7 @@ from ssd_fast.kernels.loss_rows import (
     class_block,
     class_pointers,
     count_classes,
-    load_differences,
+    load_others,
     sum_exponentials,
     total_weight,
     weights_of,
@@ -113,11 +113,12 @@ def _backward_kernel(
 
         logits_ptr = pick(levels, level, LOGITS) + base
         x = tl.load(logits_ptr + offset + target * channel, selected, other=0.0).to(tl.float32)
-        others, shift, _ = sum_exponentials(
+        others, anchor, _ = sum_exponentials(
             logits_ptr, offset, channel, x, target, selected, class_weights_ptr,
             C, INNER, BLOCK_R, BLOCK_C, False,
         )  # fmt: skip
-        factor = class_scale / (others + exp(-shift))
+        own = tl.where(x == anchor, 1.0, exp(x - anchor))  # an infinite logit is its own anchor
+        factor = class_scale / (others + own)
         weight = weights_of(class_weights_ptr, target, selected)
         if smoothing is not None:
             share = smoothing / C
@@ -127,10 +128,10 @@ def _backward_kernel(
             factor *= weight
         for first in range(0, C, BLOCK_C):
             c = first + tl.arange(0, BLOCK_C)
-            difference = load_differences(
-                logits_ptr, offset, channel, x, target, selected, first, C, INNER, BLOCK_C
+            other, _ = load_others(
+                logits_ptr, offset, channel, target, selected, first, C, INNER, BLOCK_C
             )
-            ratio = exp(difference - shift[:, None])
+            ratio = exp(other - anchor[:, None])
             # softmax - one_hot, with the target's entry from the others: 1 - p would cancel.
             ratio = tl.where(c[None, :] == target[:, None], -others[:, None], ratio)
             gradient = ratio * factor[:, None]

@@ -57,6 +57,7 @@ class Case(NamedTuple):
     weighted: bool = False
     regions: bool = False
     given: bool = False
+    rivals: bool = False  # two logits near 1000, whose difference decides
     block: int | None = None
     selection_block: int | None = None
 
@@ -69,6 +70,7 @@ CASES = [
     Case(C=37, layout="sliced", assign=2, selection_block=128, block=64),
     Case(C=1204, layout="rows", dtype=torch.float16, block=128),
     Case(C=9, layout="channels_last", scale=80.0, min_negatives=9),
+    Case(C=5, scale=1000.0, rivals=True, given=True, min_negatives=9),
     Case(layout="maps", box_loss=3, label_smoothing=0.1, weighted=True, regions=True, block=16),
     Case(C=37, layout="channels_last", box_loss=1, label_smoothing=1.0, scale=60.0, given=True),
     Case(
@@ -105,6 +107,8 @@ def _inputs(case: Case, device: torch.device, seed: int = 0):
         labels[0] = -1
     deltas = torch.randn(2, P, 4, generator=generator).to(case.dtype).to(device)
     logits = (torch.randn(2, P, case.C, generator=generator) * case.scale).to(case.dtype)
+    if case.rivals:
+        logits[..., 1:3] = 1000 + torch.rand(2, P, 2, generator=generator)
     targets = [x.to(device) for x in (priors, objects.boxes, labels, objects.offsets)]
     return _lay_out(deltas, case.layout), _lay_out(logits.to(device), case.layout), *targets
 

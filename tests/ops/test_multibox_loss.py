@@ -232,7 +232,7 @@ def test_huge_logits_overflow_nothing(device, scale) -> None:
 
 
 @pytest.mark.parametrize("target", [0.0, -1100.0], ids=["in reach", "far below"])
-def test_rivals_at_large_logits_share_a_gradient_to_all_digits(target) -> None:
+def test_rivals_at_large_logits_share_a_gradient_to_all_digits(device, target) -> None:
     """Two logits near 1000, or 0, and a target: their difference decides, whatever its own."""
     generator = seeded(0)
     logits = 1000 * torch.randn(1, 64, 5, generator=generator)
@@ -241,7 +241,7 @@ def test_rivals_at_large_logits_share_a_gradient_to_all_digits(target) -> None:
     priors, matches = random_boxes(64, seeded(1)), torch.arange(64).unsqueeze(0)
     objects = Objects(priors, torch.full((64,), 3), torch.tensor([0, 64]))
     heads = torch.zeros(1, 64, 4), logits
-    assert_equals_float64(torch.device("cpu"), *heads, priors, objects, matches=matches)
+    assert_equals_float64(device, *heads, priors, objects, matches=matches)
 
 
 def test_tiny_losses_keep_their_digits(device) -> None:
