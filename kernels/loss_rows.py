@@ -74,12 +74,11 @@ def load_others(
     INNER: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Logits of a block of classes, and which are not the row's reference class; -inf for that."""
+    """Logits of a block of classes; -inf for the row's reference class."""
     c = first + tl.arange(0, BLOCK_C)
     pointers = class_pointers(logits_ptr, offset, channel_stride, c, INNER)
     other = (c[None, :] != reference_class[:, None]) & (c < C)[None, :]
-    x = tl.load(pointers, ok[:, None] & other, other=float("-inf")).to(tl.float32)
-    return x, other
+    return tl.load(pointers, ok[:, None] & other, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
@@ -115,13 +114,14 @@ def sum_exponentials(
         if LEADS:
             weighted = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
         for first in range(0, C, BLOCK_C):
-            x, other = load_others(
+            x = load_others(
                 logits_ptr, offset, channel_stride, reference_class, ok, first, C, INNER, BLOCK_C
             )
+            c = first + tl.arange(0, BLOCK_C)
+            other = (c[None, :] != reference_class[:, None]) & (c < C)[None, :]
             largest = tl.maximum(largest, x)
             sums += tl.where(other, exp(x - anchor[:, None]), 0.0)
             if LEADS:
-                c = first + tl.arange(0, BLOCK_C)
                 weight = weights_of(class_weights_ptr, c, c < C)[None, :]
                 weighted += tl.where(other, weight * (x - reference[:, None]), 0.0)
         if LEADS:

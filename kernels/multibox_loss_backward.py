@@ -128,7 +128,7 @@ def _backward_kernel(
             factor *= weight
         for first in range(0, C, BLOCK_C):
             c = first + tl.arange(0, BLOCK_C)
-            other, _ = load_others(
+            other = load_others(
                 logits_ptr, offset, channel, target, selected, first, C, INNER, BLOCK_C
             )
             ratio = exp(other - anchor[:, None])
