@@ -117,8 +117,8 @@ def _backward_kernel(
             logits_ptr, offset, channel, x, target, selected, class_weights_ptr,
             C, INNER, BLOCK_R, BLOCK_C, False,
         )  # fmt: skip
-        own = tl.where(x == anchor, 1.0, exp(x - anchor))  # an infinite logit is its own anchor
-        factor = class_scale / (others + own)
+        reference = tl.where(x == anchor, 1.0, exp(x - anchor))  # inf is its own anchor
+        factor = class_scale / (others + reference)
         weight = weights_of(class_weights_ptr, target, selected)
         if smoothing is not None:
             share = smoothing / C
