@@ -251,6 +251,7 @@ def launch_multibox_loss(
         BOX_LOSS=box_loss,
         BLOCK_R=block,
         BLOCK_C=class_block(C),
+        maxnreg=128,  # left to itself, ptxas may spill two registers to run one block more
         enable_fp_fusion=True,
     )
     num_positives = priors.new_empty((B,), dtype=torch.int64)
