@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "box.h"
+#include "box_lanes.h"
 #include "match.h"
 #include "simd.h"
 

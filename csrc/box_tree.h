@@ -13,6 +13,7 @@
 
 #include "box.h"
 #include "box_columns.h"
+#include "box_lanes.h"
 #include "coarse_boxes.h"
 #include "simd.h"
 

@@ -30,6 +30,7 @@
 
 #include "best_keys.h"
 #include "box.h"
+#include "box_lanes.h"
 #include "decode.h"
 #include "exponential.h"
 #include "instruction_set.h"

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "box.h"
+#include "box_lanes.h"
 #include "box_tree.h"
 #include "instruction_set.h"
 #include "score_order.h"
