@@ -373,7 +373,7 @@ def _check(levels: tuple[Level, ...], P: int, C: int, background: int, scores: i
 def _fitting_capacity(capacity: int, P: int, C: int, top_k: int) -> int:
     """The largest power of two so that scratch is at most 16 bytes x (P + C top_k) an image."""
     fits = (16 * (P + C * top_k) - 12 * P - 4 * C - 4) // 16
-    return 1 << (min(capacity, fits).bit_length() - 1)
+    return 1 << (max(1, min(capacity, fits)).bit_length() - 1)
 
 
 def _margin(threshold: float) -> float:

@@ -14,10 +14,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["CHANNELS", "NEITHER", "ROWS", "Level", "count_blocks", "level_views"]
+__all__ = [
+    "CHANNELS",
+    "NEITHER",
+    "ROWS",
+    "Level",
+    "count_blocks",
+    "fill_gradients",
+    "level_views",
+    "writable_gradients",
+]
 
 # Which of channels and rows are neighbours in memory, so that loads are coalesced along them.
 CHANNELS, ROWS, NEITHER = 0, 1, 2
+CONTIGUOUS = torch.contiguous_format
 
 
 class Level(NamedTuple):
@@ -47,7 +57,8 @@ def level_views(
     """Describes the levels, and which dimension is dense in memory in all of them.
 
     Maps whose cells are not evenly spaced are copied; contiguous and channels_last ones never are.
-    With gradients given, inputs that are not laid out like them are copied too.
+    With gradients given, of `writable_gradients`, inputs that are not laid out like them are copied
+    too.
     """
     if grad_deltas is not None and grad_logits is not None:
         deltas = [_like(x, gradient) for x, gradient in zip(deltas, grad_deltas, strict=True)]
@@ -62,6 +73,21 @@ def level_views(
             f"{', '.join(map(str, (tuple(x.shape) for x in logits)))}; give fewer at a time"
         )
     return tuple(map(Level, logits, deltas, *zip(*layouts, strict=True))), inner
+
+
+def writable_gradients(gradients: list[Tensor]) -> list[Tensor]:
+    """The gradients themselves; contiguous memory for those whose cells are not evenly spaced."""
+    return [
+        x if _addressable(x.shape, x.stride()) else torch.empty_like(x, memory_format=CONTIGUOUS)
+        for x in gradients
+    ]
+
+
+def fill_gradients(gradients: list[Tensor], written: list[Tensor]) -> None:
+    """Copies what was written in the place of gradients to where it belongs."""
+    for gradient, x in zip(gradients, written, strict=True):
+        if x is not gradient:
+            gradient.copy_(x)
 
 
 def count_blocks(levels: tuple[Level, ...], block: int) -> int:

@@ -14,7 +14,14 @@ from torch import Tensor
 from ssd_fast.kernels.box_losses import box_slopes
 from ssd_fast.kernels.elementary import exp
 from ssd_fast.kernels.geometry import image_rows
-from ssd_fast.kernels.levels import count_blocks, level_views, locate, pick
+from ssd_fast.kernels.levels import (
+    count_blocks,
+    fill_gradients,
+    level_views,
+    locate,
+    pick,
+    writable_gradients,
+)
 from ssd_fast.kernels.loss_rows import (
     DELTAS,
     IMAGES,
@@ -164,7 +171,7 @@ def launch_multibox_loss_backward(
     normalizer: int,
     block: int | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of the levels: one launch.
+    """Gradients of the levels: one launch, and a copy of those that the kernel cannot write.
 
     Args and results are those of ``ssd_fast::multibox_loss_backward``; ``block`` is rows a program.
     """
@@ -173,12 +180,13 @@ def launch_multibox_loss_backward(
     B, P, C = deltas[0].size(0), priors.size(0), count_classes(deltas, logits)
     if B == 0 or P == 0:
         return grad_deltas, grad_logits
-    levels, inner = level_views(deltas, logits, grad_deltas, grad_logits)
+    out_deltas, out_logits = writable_gradients(grad_deltas), writable_gradients(grad_logits)
+    levels, inner = level_views(deltas, logits, out_deltas, out_logits)
     block = block or ROWS_PER_PROGRAM[inner]
     blocks = count_blocks(levels, block)
     _backward_kernel[(B * blocks,)](
         levels,
-        tuple(zip(grad_logits, grad_deltas, strict=True)),
+        tuple(zip(out_logits, out_deltas, strict=True)),
         grad_box_loss,
         grad_class_loss,
         priors.contiguous(),
@@ -206,4 +214,5 @@ def launch_multibox_loss_backward(
         enable_fp_fusion=True,
         maxnreg=168,  # left to itself, ptxas may spill two registers to run one block more
     )
+    fill_gradients(grad_deltas + grad_logits, out_deltas + out_logits)
     return grad_deltas, grad_logits

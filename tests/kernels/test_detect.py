@@ -81,6 +81,7 @@ CASES = [
     Case(layout="channels_last", dtype=torch.bfloat16, scores="sigmoid", background=-1, K=9, B=1),
     Case(C=4, layout="maps", kind="flat", K=25, capacity=32, visit=32, scores="sigmoid", B=1),
     Case(C=1, P=40, kind="flat", threshold=-1.0, scores="sigmoid", background=-1, capacity=16),
+    Case(C=1, P=1, kind="flat", threshold=-1.0, scores="sigmoid", background=-1, B=1),
     Case(C=4, P=67, kind="flat", nms="soft-linear", capacity=32, visit=16, K=15, top_k=30, B=1,
          scores="sigmoid", background=2, threshold=0.3),
 ]  # fmt: skip

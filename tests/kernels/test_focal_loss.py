@@ -45,6 +45,7 @@ CASES = [
     Case(C=203, dtype=torch.float16, gamma=0.0, normalizer=2, block=128),
     Case(layout="channels_last", dtype=torch.bfloat16, background=6, gamma=1.0, given=True),
     Case(C=1, layout="transposed", background=-1, scale=60.0, box_loss=1, block=32),
+    Case(C=3, layout="columns"),
 ]
 GIVEN = Case(given=True)
 
@@ -57,6 +58,8 @@ def _lay_out(rows: Tensor, layout: str) -> list[Tensor]:
     maps = as_maps(rows, CELLS)
     if layout == "channels_last":
         maps = [x.contiguous(memory_format=torch.channels_last) for x in maps]
+    if layout == "columns":  # (B, K, W, H) in memory: cells in (y, x) order are not evenly spaced
+        maps = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in maps]
     return maps
 
 
