@@ -32,14 +32,15 @@ def quiet_heads(model: SSD, *, object_share: float = 0.01) -> None:
     """
     background: int = model.loss.options["background_index"]
     odds = (1 - object_share) / object_share * (model.num_classes - 1)
-    for conv in (*model.heads.regression, *model.heads.classification):
+    for conv in model.heads.regression:
         assert isinstance(conv, nn.Conv2d)
         conv.weight.mul_(_SHRINK)
     for conv in model.heads.classification:
         assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None
-        if model.loss.classification == "focal":
+        if model.loss.classification == "focal":  # whose weights `SSD` has drawn as RetinaNet's
             conv.bias.fill_(logit_of(object_share))
             continue
+        conv.weight.mul_(_SHRINK)
         conv.bias.zero_()
         conv.bias.view(-1, model.num_classes)[:, background] = math.log(odds)

@@ -74,7 +74,7 @@ def test_trains_and_detects(background, classes, first):
 
 
 def test_every_class_starts_from_one_in_a_hundred():
-    """RetinaNet's bias, also after `quiet_heads`, whatever the image."""
+    """RetinaNet's bias and weights, also after `quiet_heads`, whatever the image."""
     for model in (small(), ssd300_vgg16(21, width=0.125, norm=True, classification="focal")):
         size = model.transform.size
         for _ in range(2):
@@ -82,6 +82,7 @@ def test_every_class_starts_from_one_in_a_hundred():
                 torch.testing.assert_close(
                     layer.bias.sigmoid(), torch.full_like(layer.bias, 0.01), rtol=1e-5, atol=0
                 )
+                assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
             _, logits = model.head_outputs(torch.rand(2, 3, size, size))
             assert 0.009 < logits.sigmoid().mean().item() < 0.012
             quiet_heads(model)
