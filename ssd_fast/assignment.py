@@ -36,7 +36,7 @@ IGNORE_LABEL = -1
 
 def round_to_float32(value: float) -> float:
     """The float32 nearest to ``value``: thresholds are compared in the precision of the boxes."""
-    return float(torch.tensor(value, dtype=torch.float32))
+    return float(torch.tensor(value, dtype=torch.float32, device="cpu"))
 
 
 def valid_objects(boxes: Tensor) -> Tensor:

@@ -355,7 +355,8 @@ _SOFTMAX_ONLY: dict[str, Any] = {
 
 def _class_weights(class_weights: Tensor | Sequence[float], device: torch.device) -> Tensor:
     """(C,) float32 of its own; ValueError for weights that no loss can be multiplied by."""
-    weights = torch.as_tensor(class_weights).detach().to(device, torch.float32, copy=True)
+    weights = torch.as_tensor(class_weights, device=device).detach()
+    weights = weights.to(torch.float32, copy=True)
     if weights.dim() != 1:
         raise ValueError(
             f"class_weights: expected (C,), one for each class with the background, got"

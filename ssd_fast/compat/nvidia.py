@@ -174,4 +174,5 @@ class Encoder:
 
 def _just_below(criteria: float) -> float:
     """The float32 before `criteria`: an IoU above it is at least `criteria`, as a float32."""
-    return float(torch.nextafter(torch.tensor(criteria), torch.tensor(-math.inf)))
+    value = torch.tensor(criteria, dtype=torch.float32, device="cpu")
+    return float(torch.nextafter(value, torch.full_like(value, -math.inf)))

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ssd_fast.data.colours import distort_affine, distort_in_steps, draw_steps, thumbnail
 from ssd_fast.data.crops import Recipe, Window, draw_canvas, draw_crop
+from ssd_fast.data.default_device import cpu_by_default
 
 __all__ = ["Augmentation"]
 
@@ -102,6 +103,7 @@ class Augmentation:
         self.flip = flip
         self.colour = colour
 
+    @cpu_by_default
     def __call__(
         self, image: Tensor, target: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -25,6 +25,7 @@ from ssd_fast.data.coco_layout import (
     is_file,
     pick_sets,
 )
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.data.images import check_image, other_size, read_image
 from ssd_fast.data.problems import BrokenSample, EmptyDatasetError, Problem, summary
 from ssd_fast.data.splits import held_out
@@ -158,6 +159,7 @@ class COCODataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         """
         return read_image(self.paths[index], size=self._sizes[index]), self.target(index)
 
+    @cpu_by_default
     def target(self, index: int) -> dict[str, Tensor]:
         """The target of an image alone, without reading the pixels.
 
@@ -233,6 +235,7 @@ class COCODataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         problems.append(Problem(path, None, other_size(turned, image.size)))
         return None
 
+    @cpu_by_default
     def _keep(self, images: Sequence[_Image], crowd: str, problems: list[Problem]) -> None:
         """Stores all objects in a few tensors, which worker processes share."""
         label = {name: i for i, name in enumerate(self.class_names, 1)}
@@ -246,7 +249,7 @@ class COCODataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             for item in items
         ]
         self._offsets = [0, *accumulate(len(items) for items in objects)]
-        self._boxes = torch.tensor([box for box, _ in flat]).reshape(-1, 4)
+        self._boxes = torch.tensor([box for box, _ in flat], dtype=torch.float32).reshape(-1, 4)
         labels = [label[item.category] for _, item in flat if item.category is not None]
         self._labels = torch.tensor(labels, dtype=torch.int64)
         self._crowd = torch.tensor([item.crowd for _, item in flat], dtype=torch.bool)

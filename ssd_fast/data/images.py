@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.data.extra import missing_extra
 from ssd_fast.data.problems import BrokenSample
 
@@ -32,6 +33,7 @@ class _RefusedError(ValueError):
     """The file decodes, and cannot be used; the message is the reason."""
 
 
+@cpu_by_default
 def read_image(
     path: str | Path, *, upright: bool = True, size: tuple[int, int] | None = None
 ) -> Tensor:

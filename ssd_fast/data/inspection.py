@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.data.problems import BrokenSample, Problem
 
 __all__ = ["ClassCount", "FolderDataset", "Inspection", "inspect"]
@@ -84,6 +85,7 @@ class Inspection:
     problems: tuple[Problem, ...]
 
 
+@cpu_by_default
 def inspect(
     datasets: Mapping[str, FolderDataset],
     *,

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssd_fast.data.default_device import cpu_by_default
+
 __all__ = ["ShapesDataset"]
 
 _MIN_VISIBLE = 0.3  # of an object: nobody can ask a detector for one that shows less
@@ -91,6 +93,7 @@ class ShapesDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         """Number of scenes."""
         return self.length
 
+    @cpu_by_default
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Draws a scene.
 
@@ -115,7 +118,9 @@ class ShapesDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         for item in objects:
             _paint(random, canvas, item, ground)
         target = {
-            "boxes": torch.tensor([item.box for item in objects]).reshape(-1, 4),
+            "boxes": torch.tensor([item.box for item in objects], dtype=torch.float32).reshape(
+                -1, 4
+            ),
             "labels": torch.tensor([item.label for item in objects], dtype=torch.int64),
             "difficult": torch.zeros(len(objects), dtype=torch.bool),
         }

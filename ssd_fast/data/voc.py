@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssd_fast.data.classes import check_class_names
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.data.images import check_image, other_size, read_image
 from ssd_fast.data.problems import BrokenSample, EmptyDatasetError, Problem, summary
 from ssd_fast.data.voc_annotation import Annotation
@@ -144,6 +145,7 @@ class VOCDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         image = self._images[index]
         return read_image(image.path, upright=image.upright), self.target(index)
 
+    @cpu_by_default
     def target(self, index: int) -> dict[str, Tensor]:
         """The target of an image alone, without reading the pixels.
 

@@ -27,6 +27,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.coco_matching import COCOTable, judge_coco
 from ssd_fast.engine.detection_matching import (
     JoinedImages,
@@ -176,6 +177,7 @@ def mean_average_precision(
     return sum(result.mean for result in results) / len(results)
 
 
+@cpu_by_default
 def score_images(
     images: JoinedImages,
     thresholds: Sequence[float],

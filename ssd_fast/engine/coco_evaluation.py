@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.average_precision import COCO_THRESHOLDS
 from ssd_fast.engine.coco_matching import COCOTable, judge_coco
 from ssd_fast.engine.detection_matching import JoinedImages, join_images
@@ -19,7 +20,7 @@ __all__ = ["COCOEvaluation", "evaluate_coco", "evaluate_joined"]
 
 _AREAS = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
 _LIMITS = (1, 10, 100)  # detections of an image and class
-_RECALLS = torch.arange(101, dtype=torch.float64) * 0.01  # rounded as in cocoeval.py
+_RECALLS = torch.arange(101, dtype=torch.float64, device="cpu") * 0.01  # as cocoeval.py rounds
 _TINY = 2.0**-52  # what cocoeval.py adds to denominators
 
 
@@ -89,6 +90,7 @@ def evaluate_coco(
     return evaluate_joined(join_images(detections, targets, num_classes))
 
 
+@cpu_by_default
 def evaluate_joined(joined: JoinedImages) -> COCOEvaluation:
     """The same of images that are joined already.
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.coco_matching import find_overlaps, match_coco
 from ssd_fast.engine.detection_matching import (
     DetectionTable,
@@ -39,6 +40,7 @@ class Confusion:
     confused: Tensor
 
 
+@cpu_by_default
 def confusion_matrix(
     detections: Sequence[dict[str, Tensor]],
     targets: Sequence[dict[str, Tensor]],

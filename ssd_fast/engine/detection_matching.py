@@ -13,6 +13,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from ssd_fast.data.default_device import cpu_by_default
+
 __all__ = [
     "DetectionTable",
     "JoinedImages",
@@ -56,6 +58,7 @@ class DetectionTable(NamedTuple):
     region_key: Tensor  # (R,) int64
 
 
+@cpu_by_default
 def join_images(
     detections: Sequence[Rows], targets: Sequence[Rows], num_classes: int
 ) -> JoinedImages:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.data import BrokenSample
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.batches import DetectionDataset
 from ssd_fast.engine.evaluation import detect_images
 from ssd_fast.engine.pictures import draw_grid, draw_image, png_bytes
@@ -22,6 +23,7 @@ _SCORE = 0.3
 _LEGEND = 8  # classes; the boxes carry their names
 
 
+@cpu_by_default
 def draw_examples(
     model: SSD, dataset: DetectionDataset, *, precision: Precision, caption: str
 ) -> bytes | None:

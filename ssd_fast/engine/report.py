@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.average_precision import AveragePrecision, Method, score_images
 from ssd_fast.engine.confusion import Confusion, confusion_matrix
 from ssd_fast.engine.detection_matching import join_images
@@ -165,6 +166,7 @@ class Report:
         return {"index": image, **name, **counts}
 
 
+@cpu_by_default
 def make_report(
     detections: Sequence[dict[str, Tensor]],
     targets: Sequence[dict[str, Tensor]],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.batches import DetectionDataset
 from ssd_fast.engine.output import write_file
 from ssd_fast.engine.pictures import draw_image, png_bytes
@@ -23,6 +24,7 @@ __all__ = ["write_report"]
 _SIDE = 640  # pixels of a picture's longer side
 
 
+@cpu_by_default
 def write_report(
     folder: Path,
     report: Report,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.average_precision import PrecisionRecall
 
 __all__ = ["ScoreThresholds", "choose_thresholds"]
@@ -42,6 +43,7 @@ class ScoreThresholds:
         return self.f1.nanmean(0)
 
 
+@cpu_by_default
 def choose_thresholds(curves: Sequence[PrecisionRecall]) -> ScoreThresholds:
     """Finds the score thresholds with the largest F1.
 

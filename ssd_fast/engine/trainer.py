@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssd_fast.data.augmentation import Augmentation
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.batches import Batch, DetectionDataset, TrainingSamples, batches
 from ssd_fast.engine.distributed import World, alone
 from ssd_fast.engine.frozen import freeze_stages
@@ -126,7 +127,8 @@ class Trainer:
         half = precision.dtype == torch.float16
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         decay = max(min(options.average, 1 - 4 / options.steps), 0.0)
-        self._average = AveragedModel(
+        # Its count of steps is asked for at every step: on the CPU nobody waits for it.
+        self._average = cpu_by_default(AveragedModel)(
             model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True
         )
         # After the copy, which is saved and need not know how many processes trained it.
@@ -155,21 +157,10 @@ class Trainer:
         Raises:
             Diverged: too many steps in a row had no finite loss.
         """
-        loader = iter(
-            batches(
-                self._samples,
-                batch_size=self.options.batch_size,
-                seed=self.options.seed,
-                start=self.step,
-                stop=self.options.steps,
-                share=self.world.share(self.options.batch_size),
-                workers=self.options.workers,
-                pin_memory=self.device.type == "cuda",
-            )
-        )
+        loader = self._loader()
         while True:
             begun = time.monotonic()
-            batch = next(loader, None)
+            batch = cpu_by_default(next)(loader, None)
             self.seconds_waiting += time.monotonic() - begun
             if batch is None:
                 return
@@ -182,6 +173,22 @@ class Trainer:
                     " rate, or check the boxes"
                 )
             yield report
+
+    @cpu_by_default
+    def _loader(self) -> Iterator[Batch]:
+        """The batches that are left."""
+        return iter(
+            batches(
+                self._samples,
+                batch_size=self.options.batch_size,
+                seed=self.options.seed,
+                start=self.step,
+                stop=self.options.steps,
+                share=self.world.share(self.options.batch_size),
+                workers=self.options.workers,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, apart from the options and the dataset."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.output import write_file
 from ssd_fast.models.ssd import SSD
 
@@ -104,6 +105,7 @@ def saved_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} has a config that this version cannot read: {error}") from error
 
 
+@cpu_by_default
 def _build(path: str | os.PathLike[str], metadata: dict[str, str]) -> tuple[SSD, tuple[str, ...]]:
     """The model that a file's metadata describes, with new weights, and its class names."""
     if _KEY not in metadata:

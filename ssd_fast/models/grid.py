@@ -44,7 +44,9 @@ def resolve_priors(
                 f" got {grid.feature_maps}"
             )
         return grid(), grid.boxes_per_cell, asdict(grid)
-    boxes = torch.as_tensor(grid, dtype=torch.float32)
+    # Rows of a config are data: on the meta device, where a model may be built, they would be lost.
+    device = grid.device if isinstance(grid, Tensor) else torch.device("cpu")
+    boxes = torch.as_tensor(grid, dtype=torch.float32, device=device)
     if boxes.shape != (len(standard), 4):
         raise ValueError(
             f"priors: expected ({len(standard)}, 4) corners for {architecture},"

@@ -109,8 +109,8 @@ def relative_targets(
     """
     check_one_for_each(targets, len(sizes))
     packed = Targets.pack(targets, num_classes=num_classes, background_index=background_index)
-    pixels = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32)
-    counts = torch.tensor([target["boxes"].shape[0] for target in targets], dtype=torch.int64)
+    pixels = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32, device="cpu")
+    counts = pixels.new_tensor([len(target["boxes"]) for target in targets], dtype=torch.int64)
     pixels = pixels.repeat_interleave(counts, dim=0, output_size=packed.boxes.shape[0])
     return packed._replace(boxes=packed.boxes / pixels.to(packed.boxes.device)).to(device)
 

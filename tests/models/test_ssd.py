@@ -188,6 +188,17 @@ def test_a_model_of_the_meta_device_gets_its_weights_and_is_whole(assign):
         assert all(found[name].equal(expected[name]) for name in expected)
 
 
+def test_a_config_on_the_meta_device_keeps_its_numbers():
+    """Priors and class weights that it holds as numbers are data, as a preset's are."""
+    weights = {"class_weights": [0.5, 1.0, 2.0, 4.0]}
+    model = slim(priors=ssd300("coco"), loss=weights)
+    with torch.device("meta"):
+        empty = SSD.from_config(json.loads(json.dumps(model.config)))
+    empty.to_empty(device="cpu")
+    assert empty.priors.equal(model.priors)
+    assert empty.loss.class_weights.tolist() == weights["class_weights"]
+
+
 def test_training_compiles_whole_and_once():
     model = slim(norm=False)
     images, rows = batch()
