@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """SSD: the contract of `forward`, its fast paths, and what it says to wrong input."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ssd_fast.models import SSD, ssd300_vgg16, ssd512_vgg16
+from ssd_fast.models import ssd300_vgg16
 from ssd_fast.ops import detect
 from ssd_fast.priors import SSD300, ssd300
 from ssd_fast.targets import Targets
@@ -188,17 +187,6 @@ def test_a_model_of_the_meta_device_gets_its_weights_and_is_whole(assign):
         assert all(found[name].equal(expected[name]) for name in expected)
 
 
-def test_a_config_on_the_meta_device_keeps_its_numbers():
-    """Priors and class weights that it holds as numbers are data, as a preset's are."""
-    weights = {"class_weights": [0.5, 1.0, 2.0, 4.0]}
-    model = slim(priors=ssd300("coco"), loss=weights)
-    with torch.device("meta"):
-        empty = SSD.from_config(json.loads(json.dumps(model.config)))
-    empty.to_empty(device="cpu")
-    assert empty.priors.equal(model.priors)
-    assert empty.loss.class_weights.tolist() == weights["class_weights"]
-
-
 def test_training_compiles_whole_and_once():
     model = slim(norm=False)
     images, rows = batch()
@@ -335,20 +323,6 @@ def test_one_class_is_the_background():
         ssd300_vgg16(1)
 
 
-@pytest.mark.parametrize("priors", ["coco", OTHER_GRID, ssd300("sgrvinod")], ids=type)
-def test_config_builds_the_model_again(priors):
-    loss = {"min_negatives": 3, "beta": 0.5, "class_weights": [1.0, 2.0, 0.5, 1.0]}
-    options = {"top_k": 7, "image_std": [0.25] * 3, "loss": loss}
-    options |= {"nms": "soft-gaussian", "sigma": 0.3}
-    model = slim(priors=priors, **options).eval()
-    again = SSD.from_config(json.loads(json.dumps(model.config)))
-    assert again.config == model.config
-    assert again.priors.equal(model.priors)
-    assert again.loss.options == model.loss.options
-    again.load_state_dict(model.state_dict())
-    torch.testing.assert_close(again.eval()([scene()[0]]), model([scene()[0]]))
-
-
 def test_loss_options_reach_both_backwards():
     """Background last, an IoU loss, weights, and a region to ignore that changes the classes."""
     loss = {"box_loss": "giou", "class_weights": [1, 2, 0.5, 1], "background_index": -1}
@@ -362,16 +336,6 @@ def test_loss_options_reach_both_backwards():
         results.append([model([image], [t])["classification"] for t in (target, marked)])
     torch.testing.assert_close(*results)
     assert results[0][0] != results[0][1]
-
-
-def test_config_of_ssd512():
-    with torch.device("meta"):
-        assert SSD.from_config(ssd512_vgg16(3, width=0.125).config).transform.size == 512
-
-
-def test_config_needs_an_architecture():
-    with pytest.raises(ValueError, match="config: expected an architecture of 'ssd300_vgg16', "):
-        SSD.from_config({"num_classes": 3})
 
 
 def test_another_grid_changes_the_heads():
