@@ -253,6 +253,18 @@ def test_tiny_losses_keep_their_digits(device) -> None:
     assert_equals_float64(device, deltas, logits, priors, none, min_negatives=64)
 
 
+def test_many_equal_logits_add_up(device) -> None:
+    """As an untrained network's are: each addition to one running sum would err the same way."""
+    priors, matches = random_boxes(64, seeded(0)), torch.arange(64).unsqueeze(0)
+    matches[:, 32:] = -1
+    logits = torch.full((1, 64, 1204), -12.648829)
+    logits[:, :32, 3] = 0  # positives and negatives that are sure of what they are
+    logits[:, 32:, 0] = 0
+    objects = Objects(priors, torch.full((64,), 3), torch.tensor([0, 64]))
+    heads = torch.zeros(1, 64, 4), logits
+    assert_equals_float64(device, *heads, priors, objects, matches=matches)
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 def test_poisoned_logits_poison_only_what_selects_them(device, poison) -> None:
     """NaN counts as the hardest negative; an image that is not poisoned keeps its gradient."""
