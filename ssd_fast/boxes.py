@@ -95,11 +95,14 @@ def four_variances(variances: Sequence[float]) -> tuple[float, float, float, flo
     Raises:
         ValueError: for another count, or a number that is not positive and finite.
     """
-    values = tuple(float(v) for v in variances)
+    try:
+        values = tuple(float(v) for v in variances)
+    except (TypeError, ValueError, OverflowError):  # one number, words, None
+        values = ()
     if len(values) not in (2, 4) or not all(0 < v < math.inf for v in values):
         raise ValueError(
             f"variances: expected 2 or 4 positive finite numbers, (center, size) or (x, y, w, h), "
-            f"got {tuple(variances)}"
+            f"got {variances!r}"
         )
     if len(values) == 2:
         return values[0], values[0], values[1], values[1]

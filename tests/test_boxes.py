@@ -60,7 +60,10 @@ def test_decode_inverts_encode() -> None:
     torch.testing.assert_close(decoded, boxes, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("variances", [(0.1,), (0.1, 0.2, 0.3), (0.1, 0.0), (0.1, math.nan), ()])
+@pytest.mark.parametrize(
+    "variances",
+    [(0.1,), (0.1, 0.2, 0.3), (0.1, 0.0), (0.1, math.nan), (), 0.1, None, "ab", (10**400, 1)],
+)
 def test_variances_are_two_or_four_positive_numbers(variances) -> None:
     """Anything else is named."""
     with pytest.raises(ValueError, match="variances: expected 2 or 4 positive finite numbers"):

@@ -16,6 +16,7 @@ from ssd_fast.ops._arguments import (
     check_levels,
     check_number,
     check_targets,
+    check_vector,
     describe,
 )
 
@@ -115,6 +116,7 @@ def check_loss_tensors(
     """
     priors, boxes, labels, offsets, matches, class_weights = targets
     batch, classes = check_levels(deltas, logits, priors, background_index)
+    check_vector("labels", labels, torch.int64)  # which other operators do without
     check_targets(boxes, offsets, labels, batch)
     if matches is not None:
         _check_matches(matches, batch, priors.size(0))

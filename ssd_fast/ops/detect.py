@@ -317,7 +317,9 @@ def _background(
 ) -> int:
     """The index that the operator takes."""
     if background_index is not None:
-        return resolve_background(background_index, deltas, logits, priors)
+        background_index = resolve_background(background_index, deltas, logits, priors)
+        check_count("background_index", background_index)
+        return background_index
     if kind != SCORES["sigmoid"]:
         raise ValueError(
             "background_index: None, no background, goes with scores='sigmoid' alone; a softmax "

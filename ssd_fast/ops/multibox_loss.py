@@ -101,8 +101,8 @@ def multibox_loss(
 
     Returns:
         box_loss () float32, class_loss () float32 and num_positives (B,) int64. Without any
-        selected row the losses and their gradients are zero. A NaN or infinite logit in a
-        selected row gives a loss that is not finite.
+        selected row the losses and their gradients are zero. A selected row has a loss that is
+        not finite where a logit is NaN, the target's is -inf, or another is +inf.
 
     Raises:
         ValueError: for arguments of a wrong shape, dtype, device or range.

@@ -31,6 +31,7 @@ def apart(n):
         ({"priors": apart(4)}, r"priors: expected one for each of the 5 rows"),
         ({"priors": apart(5).double()}, r"priors: expected float32"),
         ({"background_index": 3}, r"background_index: expected from 0 to 2 for 3 classes, got 3"),
+        ({"background_index": 1.0}, r"background_index: expected a whole number from 0 .* got 1.0"),
         ({"score_threshold": math.nan}, r"score_threshold: expected a number.*nan"),
         ({"iou_threshold": math.nan}, r"iou_threshold: expected a number.*nan"),
         ({"max_log_scale": math.nan}, r"max_log_scale: expected a number.*nan"),

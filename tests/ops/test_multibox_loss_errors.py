@@ -37,6 +37,7 @@ MAP_D, MAP_L = torch.zeros(2, 12, 1, 1), torch.zeros(2, 15, 1, 1)
         ({2: PRIORS[:2]}, {}, "priors: expected one for each of the 3 rows of deltas, got 2"),
         ({3: BOXES[:3]}, {}, "labels: expected one for each of the 3 boxes, got 4"),
         ({4: LABELS.int()}, {}, "labels: expected a vector of torch.int64"),
+        ({4: None}, {}, "labels: expected a vector of torch.int64, got NoneType None"),
         ({5: OFFSETS[:2]}, {}, "offsets: expected 3 numbers for a batch of 2 images, got 2"),
         ({3: BOXES.to("meta")}, {}, "boxes: expected on cpu like priors, got meta"),
         (
