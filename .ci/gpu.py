@@ -75,7 +75,9 @@ class Stage:
 def plan(results: Path, *, full: bool = False, python: str = sys.executable) -> list[Stage]:
     """The stages, in order."""
     install = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-v", "."]
-    build = Stage("build", 120, [Command("pip install", install, "build.log")])
+    # A distribution's own Python (PEP 668) takes no package otherwise, and there torch may be.
+    willing = {"PIP_BREAK_SYSTEM_PACKAGES": "1"}
+    build = Stage("build", 120, [Command("pip install", install, "build.log", willing)])
     measure = [python, "-m", "benchmarks.gpu", "--report", str(results / report_name(full))]
     measure += ["--seconds", SECONDS_LEFT]
     if full:

@@ -316,8 +316,13 @@ class Trainer:
         """
         devices = [self.device] if self.device.type == "cuda" else []
         numbers = f"{self.options.seed} {self.step} {self.world.rank}"
+        seed = random.Random(numbers).getrandbits(63)
         with torch.random.fork_rng(devices):
-            torch.manual_seed(random.Random(numbers).getrandbits(63))
+            # `torch.manual_seed` would seed every GPU, of which one at most is put back.
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             yield
 
 

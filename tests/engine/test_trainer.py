@@ -256,6 +256,16 @@ def test_random_numbers_of_the_model_are_resumed(trainer: Callable[..., Trainer]
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_training_on_the_cpu_leaves_the_gpus_generators_alone(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+):
+    run = trainer(steps=1)
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    list(run.run())
+    assert seeded == []
+
+
 def test_float16_finds_its_scale(small_detector: Callable[[], SSD]):
     # The command refuses float16 on a CPU, where it is slow; the scaler is the GPU's.
     options = TrainingOptions(steps=6, batch_size=2, warmup=1, max_skipped=2)
