@@ -301,16 +301,19 @@ def test_broken_objects_do_not_poison_the_batch(device) -> None:
     assert all(torch.equal(a, b) for a, b in zip(with_broken, plain, strict=True))
 
 
-def test_threads_change_nothing() -> None:
-    """Losses and gradients are equal bit for bit for one and two threads."""
-    deltas, logits = random_heads(5, 700, 21, seed=0)
-    targets = random_boxes(700, seeded(1)), *random_objects(5, seeded(2))
+@pytest.mark.parametrize(("B", "P", "C"), [(5, 700, 21), (1, 4000, 81)], ids=["images", "pieces"])
+def test_threads_change_nothing(B, P, C) -> None:
+    """Equal bit for bit for one and two threads, which share images, or pieces of a large one."""
+    deltas, logits = random_heads(B, P, C, seed=0)
+    targets = random_boxes(P, seeded(1)), *random_objects(B, seeded(2), classes=C)
     threads = torch.get_num_threads()
     try:
         results = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            results.append(loss_and_gradients(multibox_loss, deltas, logits, *targets))
+            results.append(
+                loss_and_gradients(multibox_loss, deltas, logits, *targets, min_negatives=P // 2)
+            )
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
