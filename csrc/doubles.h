@@ -41,12 +41,14 @@ inline Longs as_longs(Doubles value) {
 // The natural logarithm, to 1 unit in the last place, of what is not subnormal: -inf of 0, NaN
 // below. Range reduction and polynomial are those of FreeBSD's e_log.c.
 inline Doubles log(Doubles x) {
+  constexpr int64_t kMagnitude = std::numeric_limits<int64_t>::max();
   constexpr int64_t kOffset = 0x3fe6a09e00000000;  // sqrt(1/2)
   constexpr double kRound = 6755399441055744.0;    // 1.5 * 2^52: integers are in its last bits
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   // x = 2^n (1 + f), sqrt(1/2) <= 1 + f < sqrt(2).
-  const Longs n = (as_longs(x) - kOffset) >> 52;
-  const Doubles f = as_doubles(as_longs(x) - (n << 52)) - 1.0;
+  const Longs bits = as_longs(x) & kMagnitude;  // with the sign a difference could overflow
+  const Longs n = (bits - kOffset) >> 52;
+  const Doubles f = as_doubles(bits - (n << 52)) - 1.0;
   const Doubles exponent = as_doubles(n + 0x4338000000000000) - kRound;
   const Doubles s = f / (f + 2.0), z = s * s, half = f * f * 0.5;
   Doubles series = z * 1.479819860511658591e-01 + 1.531383769920937332e-01;
