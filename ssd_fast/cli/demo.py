@@ -81,6 +81,7 @@ class Demo:
         import torch
 
         from ssd_fast.data import ShapesDataset
+        from ssd_fast.engine.allocator import keep_freed_memory
         from ssd_fast.engine.initialisation import quiet_heads
         from ssd_fast.engine.precision import choose_precision
         from ssd_fast.engine.trainer import Trainer, TrainingOptions
@@ -90,6 +91,8 @@ class Demo:
         options = TrainingOptions(steps=self.steps, seed=self.seed, augment="flip")
         scenes = ShapesDataset(options.steps * options.batch_size, seed=self.seed)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device.type == "cpu":
+            keep_freed_memory()
         model = ssd300_vgg16(len(scenes.class_names) + 1, width=self.width, norm=True).to(device)
         quiet_heads(model)
         precision = choose_precision(device, self.precision)

@@ -340,6 +340,7 @@ def _make_trainer(
     """A model for the classes of the dataset, new or as a checkpoint's config, and its trainer."""
     import torch
 
+    from ssd_fast.engine.allocator import keep_freed_memory
     from ssd_fast.engine.precision import choose_precision
     from ssd_fast.engine.trainer import Trainer, TrainingOptions
     from ssd_fast.models.ssd import SSD
@@ -358,6 +359,8 @@ def _make_trainer(
     classes = len(dataset.class_names) + 1
     model = _new_model(options, classes) if config is None else SSD.from_config(config)
     precision = choose_precision(world.device, options.precision)
+    if world.device.type == "cpu":
+        keep_freed_memory()
     return Trainer(model.to(world.device), dataset, training, precision=precision, world=world)
 
 
