@@ -92,7 +92,8 @@ class Trainer:
         seconds_waiting: of this process, for images.
 
     Raises:
-        ValueError: options that the model or the device cannot follow.
+        ValueError: options that the model or the device cannot follow, or a model of other classes
+            than the dataset's.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Trainer:
         self.precision = precision
         self.device = next(model.parameters()).device
         self.world = world or World(self.device)
+        _check_classes(model, dataset)
         _check_shares(model, options.batch_size, self.world)
         self._frozen = freeze_stages(model, options.freeze)
         # Only the newest torch annotates this argument of Module.to.
@@ -334,6 +336,22 @@ def _padded(targets: Targets) -> Targets:
         boxes=torch.nn.functional.pad(targets.boxes, (0, 0, 0, rows)),
         labels=torch.nn.functional.pad(targets.labels, (0, rows)),
     )
+
+
+def _check_classes(model: SSD, dataset: DetectionDataset) -> None:
+    """Raises ValueError if the loss would pass by some of the dataset's labels without a word."""
+    names = len(dataset.class_names)
+    if model.num_classes != names + 1:
+        raise ValueError(
+            f"model: expected num_classes={names + 1}, the background and the dataset's {names}"
+            f" classes, got {model.num_classes}"
+        )
+    background = model.loss.options["background_index"]
+    if background not in (0, None):
+        raise ValueError(
+            f"model: expected the background as class 0, for the labels of a dataset begin with 1,"
+            f" got background_index={background}"
+        )
 
 
 def _check_shares(model: SSD, batch_size: int, world: World) -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from ssd_fast.data import ShapesDataset
 from ssd_fast.engine.distributed import World, process_group
 from ssd_fast.engine.precision import choose_precision
 from ssd_fast.engine.trainer import Trainer, TrainingOptions
 
 CPU = torch.device("cpu")
+SCENES = ShapesDataset(4, size=64)
 
 
 def torchrun(*arguments: object) -> list[str]:
@@ -114,7 +116,7 @@ def test_too_few_images_are_refused(small_detector, batch_size: int, size: int, 
     options = TrainingOptions(steps=1, batch_size=batch_size)
     precision = choose_precision(CPU, "float32")
     with pytest.raises(ValueError, match=message):
-        Trainer(small_detector(), [], options, precision=precision, world=World(CPU, 0, size))
+        Trainer(small_detector(), SCENES, options, precision=precision, world=World(CPU, 0, size))
 
 
 def test_a_loss_that_counts_by_process_is_refused(small_detector):
@@ -123,4 +125,4 @@ def test_a_loss_that_counts_by_process_is_refused(small_detector):
     precision = choose_precision(CPU, "float32")
     options = TrainingOptions(steps=1, batch_size=4)
     with pytest.raises(ValueError, match="normalizer: 'none' depends on how many processes train"):
-        Trainer(model, [], options, precision=precision, world=World(CPU, 0, 2))
+        Trainer(model, SCENES, options, precision=precision, world=World(CPU, 0, 2))

@@ -256,6 +256,16 @@ def test_random_numbers_of_the_model_are_resumed(trainer: Callable[..., Trainer]
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_a_model_of_other_classes_is_refused():
+    """Its loss would pass by the labels that it does not know."""
+    options, dataset = TrainingOptions(steps=1), ShapesDataset(4, size=64)
+    with pytest.raises(ValueError, match=r"num_classes=4, the background and the dataset's 3 .* 3"):
+        Trainer(ssd300_vgg16(3, width=0.03), dataset, options, precision=FLOAT32)
+    last = ssd300_vgg16(4, width=0.03, loss={"background_index": -1})
+    with pytest.raises(ValueError, match=r"background as class 0, .* got background_index=3"):
+        Trainer(last, dataset, options, precision=FLOAT32)
+
+
 def test_training_on_the_cpu_leaves_the_gpus_generators_alone(
     trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ):
@@ -301,8 +311,9 @@ def test_what_cannot_be_frozen_is_refused(trainer: Callable[..., Trainer]):
     with pytest.raises(ValueError, match="freeze: Maps has no stages to freeze; take 0"):
         trainer(freeze=1)
     model = ssd300_vgg16(4, width=0.03)
+    options = TrainingOptions(steps=1, freeze=6)
     with pytest.raises(ValueError, match="freeze: expected 0 to 5 stages, got 6"):
-        Trainer(model, [], TrainingOptions(steps=1, freeze=6), precision=FLOAT32)
+        Trainer(model, ShapesDataset(4, size=64), options, precision=FLOAT32)
 
 
 def test_compiling_changes_no_result(trainer: Callable[..., Trainer], monkeypatch):
