@@ -50,7 +50,6 @@ NETWORKS = tuple(
     for mode in ("training", "inference")
     for head in (ALONE, "ssd_fast", "torchvision")
 )
-REFERENCE_LIMIT = 1000  # boxes: the reference of NMS visits them one by one
 
 
 def crowds(full: bool) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def dense_loss(
 
 def _per_image(rows: Tensor, mask: Tensor) -> Tensor:
     """(B,) sums of the rows that a (B, P) mask selected, in an order that never changes."""
-    return torch.zeros(mask.shape, device=rows.device).masked_scatter(mask, rows).sum(dim=1)
+    return rows.new_zeros(mask.shape).masked_scatter(mask, rows).sum(dim=1)
 
 
 def _check(deltas: Tensor, logits: Tensor, labels: Tensor, offsets: Tensor) -> None:

@@ -54,9 +54,9 @@ def distort_affine(pixels: Tensor, generator: torch.Generator) -> Tensor:
     brightness, contrast, saturation, hue = _draw(generator)
     factor = 1 + 0.5 * contrast
     saturation = 1 + 0.5 * saturation
-    grey = torch.full((3, 3), 1 / 3)
+    grey = torch.full((3, 3), 1 / 3, dtype=torch.float32)
     matrix = factor * ((1 - saturation) * grey + saturation * _turn(math.radians(18) * hue))
-    offset = torch.full((3, 1), factor * 32 * brightness)
+    offset = torch.full((3, 1), factor * 32 * brightness, dtype=torch.float32)
     colours = torch.addmm(offset, matrix, pixels.reshape(3, -1).float())
     return _to_bytes(colours.round_().clamp_(0, 255)).view_as(pixels)
 
@@ -138,7 +138,7 @@ def _draw(generator: torch.Generator) -> list[float]:
 
 def _grey(columns: Tensor) -> Tensor:
     """(1, n) whole numbers."""
-    return (torch.tensor([_GREY]) @ columns).floor_()
+    return (columns.new_tensor([_GREY]) @ columns).floor_()
 
 
 def _contrast(columns: Tensor, rest: int, factor: float) -> Tensor:
@@ -164,7 +164,9 @@ def _shift_hue(columns: Tensor, shift: float) -> Tensor:
     torch.where(value == green, other, sixths, out=sixths)
     torch.sub(green, blue, out=other).mul_(scale)
     torch.where(value == red, other, sixths, out=sixths)
-    fall = torch.add(sixths, torch.tensor([[0.0], [-2.0], [-4.0]]).add_(6 * shift), out=columns)
+    fall = torch.add(
+        sixths, columns.new_tensor([[0.0], [-2.0], [-4.0]]).add_(6 * shift), out=columns
+    )
     fall.abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1)
     # Whole numbers as torchvision makes them of [0, 1]: 255.999 times, rounded down.
     return fall.mul_(chroma).neg_().add_(value).mul_(255.999 / 255).floor_()
@@ -179,6 +181,5 @@ def _turn(angle: float) -> Tensor:
     """The rotation of RGB about its grey axis, (3, 3), by Rodrigues' formula."""
     cos, sin = math.cos(angle), math.sin(angle) / math.sqrt(3)
     diagonal, after, before = cos + (1 - cos) / 3, (1 - cos) / 3 - sin, (1 - cos) / 3 + sin
-    return torch.tensor(
-        [[diagonal, after, before], [before, diagonal, after], [after, before, diagonal]]
-    )
+    rows = [diagonal, after, before], [before, diagonal, after], [after, before, diagonal]
+    return torch.tensor(rows, dtype=torch.float32)

@@ -201,6 +201,18 @@ def test_colour_leaves_grey_grey_and_turns_hue() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
+def test_another_default_dtype_is_none_of_its_business(recipe: Recipe) -> None:
+    image, target = scene()
+    torch.set_default_dtype(torch.float64)
+    try:
+        augmentation = Augmentation(64, recipe=recipe, zoom_out=1.0, crop=1.0, colour=1.0)
+        pixels, result = augmentation(image, target, seeded(1))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (pixels.dtype, result["boxes"].dtype) == (torch.uint8, torch.float32)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 400), (300, 2), (37, 53)])
 def test_images_of_any_shape_without_objects(shape: tuple[int, int], recipe: Recipe) -> None:
     image = torch.full((3, *shape), 200, dtype=torch.uint8)
