@@ -44,10 +44,19 @@ def test_the_image_keeps_its_pixels():
 
 
 @pytest.mark.parametrize(
-    "box", [[-50, -50, 400, 300], [0, 0, 0, 0], [290, 0, 300, 5], [310, 210, 330, 230]]
+    ("box", "corner"),
+    [
+        ([-50, -50, 400, 300], (0, 0)),
+        ([0, 0, 0, 0], (0, 0)),
+        ([290, 0, 300, 5], (299, 0)),
+        ([310, 210, 330, 230], (299, 199)),
+    ],
 )
-def test_boxes_anywhere_are_drawn(box: list[float]):
-    draw_image(grey(), detections([box]), NAMES, truth=torch.tensor([box]))
+def test_boxes_anywhere_have_their_names_in_the_picture(box: list[float], corner: tuple[int, int]):
+    picture = draw_image(grey(), detections([box]), NAMES, truth=torch.tensor([box]))
+    assert picture.size == (300, 200)
+    assert picture.getpixel(corner) != (128, 128, 128)
+    assert picture.getpixel((150, 100)) == (128, 128, 128)
 
 
 def test_the_truth_is_dashed():
