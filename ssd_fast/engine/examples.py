@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ssd_fast.data import BrokenSample
-from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.batches import DetectionDataset
 from ssd_fast.engine.evaluation import detect_images
 from ssd_fast.engine.pictures import draw_grid, draw_image, png_bytes
@@ -23,7 +22,6 @@ _SCORE = 0.3
 _LEGEND = 8  # classes; the boxes carry their names
 
 
-@cpu_by_default
 def draw_examples(
     model: SSD, dataset: DetectionDataset, *, precision: Precision, caption: str
 ) -> bytes | None:
@@ -48,7 +46,7 @@ def draw_examples(
     for (image, boxes), detections in zip(samples, found, strict=True):
         # In the corner of a white square, for the pictures of a sheet are of one size.
         side = max(image.shape[1:])
-        square = torch.full((3, side, side), 255, dtype=torch.uint8)
+        square = torch.full((3, side, side), 255, dtype=torch.uint8, device="cpu")
         square[:, : image.shape[1], : image.shape[2]] = image
         shown = above(detections, _SCORE)
         pictures.append(draw_image(square, shown, names, truth=boxes, scale=_SIDE / side))

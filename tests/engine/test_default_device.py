@@ -10,6 +10,7 @@ import torch
 from ssd_fast.data import Augmentation, ShapesDataset
 from ssd_fast.engine.confusion import confusion_matrix
 from ssd_fast.engine.evaluation import Metric, detect_dataset, score_detections
+from ssd_fast.engine.examples import draw_examples
 from ssd_fast.engine.precision import Precision
 from ssd_fast.engine.trainer import Trainer, TrainingOptions
 from ssd_fast.models.ssd import SSD
@@ -50,6 +51,13 @@ def test_training(augment: str, small_detector: Callable[[], SSD]):
         return [(report.box_loss, report.class_loss) for report in run.run()]
 
     assert_same_elsewhere(train)
+
+
+def test_pictures_of_examples(small_detector: Callable[[], SSD]):
+    model, dataset = small_detector(), ShapesDataset(3, size=64)
+    assert_same_elsewhere(
+        lambda: draw_examples(model, dataset, precision=FLOAT32, caption="examples")
+    )
 
 
 @pytest.mark.parametrize("metric", ["voc", "voc07", "coco"])
