@@ -4,17 +4,18 @@
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="needs Triton")
-import triton.language as tl  # noqa: E402
+pytest.importorskip("triton", reason="needs Triton")
+import triton
+import triton.language as tl
 
-from ssd_fast.box_losses import (  # noqa: E402
+from ssd_fast.box_losses import (
     complete_box_iou_loss,
     distance_box_iou_loss,
     generalized_box_iou_loss,
 )
-from ssd_fast.boxes import decode_boxes, encode_boxes  # noqa: E402
-from ssd_fast.kernels import box_losses  # noqa: E402
-from ssd_fast.testing import assert_close, random_boxes, seeded  # noqa: E402
+from ssd_fast.boxes import decode_boxes, encode_boxes
+from ssd_fast.kernels import box_losses
+from ssd_fast.testing import assert_close, random_boxes, seeded
 
 LOSSES = {1: generalized_box_iou_loss, 2: distance_box_iou_loss, 3: complete_box_iou_loss}
 VARIANCES = (0.1, 0.11, 0.2, 0.22)

@@ -4,10 +4,11 @@
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="needs Triton")
-import triton.language as tl  # noqa: E402
+pytest.importorskip("triton", reason="needs Triton")
+import triton
+import triton.language as tl
 
-from ssd_fast.kernels import elementary  # noqa: E402
+from ssd_fast.kernels import elementary
 
 
 @triton.jit

@@ -210,7 +210,7 @@ class _as_on_a_gpu(torch.utils._python_dispatch.TorchDispatchMode):
 class _count_fills(torch.utils._python_dispatch.TorchDispatchMode):
     """Operators that would launch kernels of their own; memory that is only taken launches none."""
 
-    SILENT = {"empty", "new_empty", "empty_like", "view"}  # noqa: RUF012
+    SILENT = frozenset({"empty", "new_empty", "empty_like", "view"})
 
     def __enter__(self):
         super().__enter__()
