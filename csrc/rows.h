@@ -107,10 +107,11 @@ struct Level {
   // Whether all cells lie x_stride apart, map rows or not.
   bool has_even_cells() const { return width >= cells() || y_stride == width * x_stride; }
 
-  // Whether rows are contiguous, and equally far apart: (B, P, K) and channels_last maps.
+  // Whether rows are contiguous, and equally far apart: (B, P, K) and channels_last maps, of which
+  // one of a single cell may have any x_stride.
   bool has_even_rows() const {
     return channel_stride == 1 && has_even_cells() &&
-           (anchors == 1 || x_stride == anchors * anchor_stride);
+           (anchors == 1 || cells() <= 1 || x_stride == anchors * anchor_stride);
   }
 
   // Elements between two rows where they are even.

@@ -140,6 +140,8 @@ def test_maps_keep_their_memory_format(memory_format: torch.memory_format) -> No
         for gradient, level, same in zip(actual, (*maps[0], *maps[1]), expected, strict=True):
             assert gradient.stride() == level.stride()
             assert gradient.equal(same)
+            gradient.fill_(float("nan"))
+        del actual, gradient  # now the memory is free for the next, and full of NaN
 
 
 def test_rows_with_gaps_have_dense_gradients() -> None:

@@ -207,6 +207,58 @@ def test_shifted_rows_are_equal(shift, C, every) -> None:
     assert_same_rows(code == -3, expected, key)
 
 
+def _rounded_most() -> tuple[float, float]:
+    """Logits whose products with 2^23 / ln 2 are rounded up by most, and down by most."""
+    logits = 100000 + torch.arange(4096) / 128
+    offsets = 1065353216 - logits.double() * 12102203
+    errors = offsets.float().double() - offsets
+    return float(logits[errors.argmax()]), float(logits[errors.argmin()])
+
+
+def _assert_hard_rows_are_mined(easy: Tensor, hard: Tensor, planes: bool) -> None:
+    """Of rows of two kinds, (C,) logits: all that are hard, and of the others the first."""
+    P, k = 3200, 100
+    is_hard = torch.arange(P) % 50 == 7
+    logits = torch.where(is_hard.unsqueeze(1), hard, easy).unsqueeze(0)
+    heads = [torch.zeros(1, P, 4)], [logits]
+    if planes:
+        heads = tuple(as_maps(level[0], [(4, 40, 20)]) for level in heads)
+    objects = random_objects(1, seeded(0), counts=(0, 0))
+    expected = is_hard.clone()
+    expected[(~is_hard).nonzero()[: k - int(is_hard.sum())]] = True
+    for name in SETS:
+        _C.set_instruction_set(name)
+        code = torch.ops.ssd_fast.multibox_loss.default(
+            *heads, random_boxes(P, seeded(1)), *objects, *OPTIONS[:8], k, *OPTIONS[9:]
+        )[3]
+        assert torch.equal(code[0] == -3, expected), name
+
+
+@pytest.mark.parametrize(
+    ("easy", "hard"),
+    [(0.0, 0.0), (265.5, 265.5), (-265.5, -265.5), (441.0, 441.0), _rounded_most()],
+)
+@pytest.mark.parametrize("planes", [False, True])
+def test_rough_keys_at_their_worst_hide_no_row(easy, hard, planes) -> None:
+    """They are exact for powers of 2, and up to 6.15 % too large between; and they round."""
+    between = math.log(2) * (math.log2(math.e) - 1 - 2e-4)  # 64 of e^this are less than 87 ...
+    octaves = torch.tensor([0] * 41 + [1] * 23)  # ... which 41 ones and 23 twos are
+    background = torch.zeros(1)
+    _assert_hard_rows_are_mined(
+        easy + torch.cat((background, torch.full((64,), between))),
+        hard + torch.cat((background, math.log(2) * octaves)),
+        planes,
+    )
+
+
+@pytest.mark.parametrize("planes", [False, True])
+def test_rough_keys_of_tiny_sums_hide_no_row(planes) -> None:
+    """Below 2^-126 they are too small: 20 terms of a half and 44 of 5/4 are more than 64 ones."""
+    octaves = torch.tensor([126] + [-0.995] * 20 + [math.log2(1.25)] * 44) - 126
+    ones = torch.tensor([126] + [0] * 64) - 126
+    _assert_hard_rows_are_mined(math.log(2) * ones, math.log(2) * octaves, planes)
+
+
 def test_mixed_levels_of_an_unaligned_buffer() -> None:
     """Tensors that begin anywhere, levels of different memory formats."""
     P = sum(a * h * w for a, h, w in CELLS)
