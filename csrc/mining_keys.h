@@ -32,7 +32,7 @@ constexpr float kRoughScale = 12102203.16f;
 constexpr float kRoughOffset = 1065353216.0f;
 
 // The offset that makes e^(x - reference) of e^x. It is rounded: beyond this size, which references
-// beyond 266 reach, by too much.
+// below -266 and above 442 reach, by too much.
 constexpr float kMostOffset = 4294967296.0f;
 
 inline Floats rough_offset(Floats reference) {

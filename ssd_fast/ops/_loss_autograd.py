@@ -9,7 +9,7 @@ time. At one image that was more than the loss itself.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def traced_loss(
         shared: those of the options that its backward takes.
     """
     inputs: tuple[Any, ...] = (name, options, options[shared], len(deltas))
-    inputs = (*inputs, *targets, *deltas, *logits)
+    inputs = (*inputs, *_as_constants(targets), *deltas, *logits)
     if torch.compiler.is_compiling() and not _need_gradient(deltas, logits):
         # Dynamo of torch 2.13 would hand the context of a Function to a forward of any length.
         box_loss, class_loss, num_positives, _ = TracedLoss.forward(*inputs)
@@ -90,11 +90,8 @@ def eager_loss(
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return traced_loss("multibox_loss", deltas, logits, targets, options, BACKWARD_OPTIONS)
     if not _need_gradient(deltas, logits):
-        if torch.is_grad_enabled() and (targets[0].requires_grad or targets[1].requires_grad):
-            # Nothing is differentiated by them, and the dispatcher would warn that nothing is.
-            targets = (targets[0].detach(), targets[1].detach(), *targets[2:])
         box_loss, class_loss, num_positives, _ = torch.ops.ssd_fast.multibox_loss.default(
-            deltas, logits, *targets, *options
+            deltas, logits, *_as_constants(targets), *options
         )
         return box_loss, class_loss, num_positives
     counts: list[Tensor] = []
@@ -102,11 +99,19 @@ def eager_loss(
     return box_loss, class_loss, counts[0]
 
 
-def _need_gradient(deltas: list[Tensor], logits: list[Tensor]) -> bool:
+def _as_constants(targets: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Nothing is differentiated by them, which autograd would doubt where they are learned."""
+    if not _need_gradient(targets):
+        return targets
+    return tuple(x if x is None else x.detach() for x in targets)
+
+
+def _need_gradient(*lists: Iterable[Tensor | None]) -> bool:
     if torch.is_grad_enabled():
-        for x in (*deltas, *logits):  # a loop, see `are_plain`
-            if x.requires_grad:
-                return True
+        for tensors in lists:  # loops, see `are_plain`
+            for x in tensors:
+                if x is not None and x.requires_grad:
+                    return True
     return False
 
 

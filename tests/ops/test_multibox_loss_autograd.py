@@ -37,6 +37,9 @@ def test_autograd_leaves_nothing_else_to_differentiate(device) -> None:
     assert not any(x.requires_grad for x in plain)
     learned = [targets[0], targets[1].clone().requires_grad_(), *targets[2:]]
     assert not any(x.requires_grad for x in multibox_loss(deltas, logits, *learned))
+    for weights in (torch.ones(5, requires_grad=True), torch.nn.Parameter(torch.ones(5))):
+        weighted = multibox_loss(deltas, logits, *targets, class_weights=weights.to(device))
+        assert not any(x.requires_grad for x in weighted)
     logits.requires_grad_()
     with torch.no_grad():
         assert not any(x.requires_grad for x in multibox_loss(deltas, logits, *targets))
