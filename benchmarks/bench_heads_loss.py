@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""heads_loss: the backward of SSD300's heads from the touched cells, beside PyTorch's own."""
+"""heads_loss: the backward of SSD300's heads from the touched cells, beside PyTorch's own.
+
+And the loss in front of it, whose gradient then consists of these cells alone, beside losses that
+write a gradient of all logits.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +14,9 @@ from torch import Tensor
 
 from benchmarks.cases import Case, make_case
 from benchmarks.harness import Contender, SideBySide
+from benchmarks.losses import loss_contenders, of_amdegroot, of_torchvision, ssd_fast
+from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS, loss_options
+from ssd_fast.ops._touched_cells import cell_gradients
 from ssd_fast.ops.heads_loss import _backward_reference
 from ssd_fast.priors import SSD300
 from ssd_fast.testing import as_maps, assert_close
@@ -62,6 +69,53 @@ def test_heads_loss_backward(
             Contender("aten", lambda: _backward_reference(*arguments), check),
         ],
         caches=["cold"],
+    )
+
+
+@pytest.mark.parametrize("classes", [21, 81])
+@pytest.mark.parametrize("batch", [8, 32])
+def test_loss_to_the_touched_cells(side_by_side: SideBySide, batch: int, classes: int) -> None:
+    if batch == 32 and not side_by_side.timing:
+        pytest.skip("nothing but larger: its results are checked when it is timed")
+    case = make_case(batch, classes)
+    grid = SSD300["voc"]
+    cells = [(a, n, n) for a, n in zip(grid.boxes_per_cell, grid.feature_maps, strict=True)]
+    maps = [
+        [level.contiguous(memory_format=torch.channels_last) for level in as_maps(rows, cells)]
+        for rows in (case.deltas, case.logits)
+    ]
+    targets, options, one = (case.priors, *case.objects), loss_options(), torch.ones(())
+
+    def call() -> Any:
+        _, _, num_positives, code = torch.ops.ssd_fast.multibox_loss.default(
+            *maps, *targets, None, None, *options
+        )
+        rest = code, num_positives, None, *options[BACKWARD_OPTIONS]
+        return cell_gradients(one, one, *maps, *targets, *rest)
+
+    dense, *peers = loss_contenders(case, (ssd_fast, of_amdegroot, of_torchvision), backward=True)
+
+    def check(found: Any) -> None:
+        touched, *kinds = found
+        dense.check(
+            tuple(
+                torch.cat(
+                    [
+                        rows.new_zeros(batch * n * n, rows.size(1))
+                        .index_copy_(0, where, rows)
+                        .view(batch, a * n * n, -1)
+                        for rows, where, (a, n, _) in zip(kind, touched, cells, strict=True)
+                    ],
+                    dim=1,
+                )
+                for kind in kinds
+            )
+        )
+
+    side_by_side(
+        f"multibox_loss forward + backward to the touched cells, B={batch}, C={classes}, "
+        "1-8 objects",
+        [Contender("ssd_fast", call, check), *peers],
     )
 
 

@@ -34,8 +34,12 @@ class BoxBatch {
  public:
   void clear() { count_ = 0; }
 
-  // Adds a positive row; returns whether there is no room for another.
+  // Adds a positive row, whose gradient belongs into row `to_row` of the level's gradients; returns
+  // whether there is no room for another.
   bool add(const LossInputs& inputs, int64_t image, const SelectedRow& selected) {
+    return add(inputs, image, selected, selected.row);
+  }
+  bool add(const LossInputs& inputs, int64_t image, const SelectedRow& selected, int64_t to_row) {
     float deltas[4];
     const Level& level = inputs.deltas.levels[selected.level_index];
     visit_dtype(inputs.deltas.dtype, [&](auto* type) {
@@ -49,7 +53,7 @@ class BoxBatch {
       priors_[k][count_] = prior[k];
       targets_[k][count_] = target[k];
     }
-    rows_[count_] = {selected.level_index, selected.row};
+    rows_[count_] = {selected.level_index, to_row};
     return ++count_ == kRoom;
   }
 
@@ -77,10 +81,9 @@ class BoxBatch {
     return sum;
   }
 
-  // Takes the rows out and writes the gradients of their losses times `scale`.
-  void take_gradients(const LossInputs& inputs, int64_t image, double scale,
+  // Takes the rows out and writes the gradients of their losses times `scale`, those of an image.
+  void take_gradients(const RowOptions& options, int64_t image, double scale,
                       const Rows& grad_deltas) {
-    const RowOptions& options = inputs.options;
     double slopes[4][kRoom];
     if (options.box_loss == BoxLoss::kSmoothL1) {
       for (int64_t i = 0; i < count_; i += kWide) {
@@ -118,7 +121,7 @@ class BoxBatch {
 
   struct Place {
     size_t level;
-    int64_t row;  // in the level
+    int64_t row;  // of the level's gradients
   };
 
   struct Row {

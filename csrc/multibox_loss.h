@@ -21,6 +21,7 @@
 #include "rows.h"
 #include "scratch.h"
 #include "softmax_row.h"
+#include "touched_cells.h"
 
 namespace ssd_fast {
 
@@ -48,6 +49,7 @@ struct BackwardJob {
   const Rows& grad_deltas;     // zero at first, out
   const Rows& grad_logits;     // the same, or, if `streams`, dense and anything at first
   bool streams;
+  const TouchedCells* touched;  // the cells whose rows both consist of, as one image; null for all
 };
 
 SSD_FAST_PER_INSTRUCTION_SET(
@@ -99,10 +101,12 @@ class MultiBoxImage {
     const LossInputs& inputs = job.inputs;
     softmax_.resize(inputs.logits.channels);
     boxes_.clear();
-    gradient_.open(job.grad_logits, image, job.streams);
+    const int64_t to_image = job.touched ? 0 : image;
+    if (job.touched) touched_rows_.open(*job.touched, image);
+    gradient_.open(job.grad_logits, to_image, job.streams);
     const auto prepare = [&](const SelectedRow& selected) {
       prefetch(inputs, image, selected);
-      if (job.streams) return;
+      if (job.streams || job.touched) return;
       prefetch_row(job.grad_logits.levels[selected.level_index], inputs.logits.dtype,
                    inputs.logits.channels, image, selected.row);
     };
@@ -113,13 +117,16 @@ class MultiBoxImage {
         softmax_.write_gradient(out, channel_stride, selected.target, inputs.options.classes,
                                 job.class_scales[image]);
       };
-      gradient_.write(selected.level_index, selected.row, fill);
-      if (selected.object >= 0 && boxes_.add(inputs, image, selected)) {
-        boxes_.take_gradients(inputs, image, job.box_scales[image], job.grad_deltas);
+      const int64_t to_row =
+          job.touched ? touched_rows_.find(*selected.level, selected.level_index, selected.row)
+                      : selected.row;
+      gradient_.write(selected.level_index, to_row, fill);
+      if (selected.object >= 0 && boxes_.add(inputs, image, selected, to_row)) {
+        boxes_.take_gradients(inputs.options, to_image, job.box_scales[image], job.grad_deltas);
       }
     });
     gradient_.close();
-    boxes_.take_gradients(inputs, image, job.box_scales[image], job.grad_deltas);
+    boxes_.take_gradients(inputs.options, to_image, job.box_scales[image], job.grad_deltas);
   }
 
  private:
@@ -242,6 +249,7 @@ class MultiBoxImage {
   Selector rivals_;  // by rough keys, then by exact ones
   SoftmaxRow softmax_;
   GradientRows gradient_;
+  TouchedRows touched_rows_;
   ExponentialSums exponentials_;
   Log1pSum entropies_;
   BoxBatch boxes_;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// CPU kernels of ssd_fast::multibox_loss and its backward. Contract: ssd_fast/ops/multibox_loss.py.
+// CPU kernels of ssd_fast::multibox_loss, its backward, and the part of that which is not zero.
+// Contracts: ssd_fast/ops/multibox_loss.py, ssd_fast/ops/_touched_cells.py.
 #include "../multibox_loss.h"
 
 #include <algorithm>
@@ -134,55 +135,120 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
   return {box_loss, class_loss, num_positives, code};
 }
 
+// What a backward is given, checked, with its memory kept alive.
+struct HeldBackward {
+  Tensor priors;
+  HeadRows heads;
+  HeldObjects objects;
+  Tensor num_positives, code;
+  HeldOptions options;
+  std::vector<double> scales;  // of each image's box loss, then of each image's class loss
+
+  HeldBackward(const Tensor& grad_box_loss, const Tensor& grad_class_loss,
+               const std::vector<Tensor>& deltas, const std::vector<Tensor>& logits,
+               const Tensor& priors_in, const Tensor& boxes, const Tensor& labels,
+               const Tensor& offsets, const Tensor& code_in, const Tensor& num_positives_in,
+               const std::optional<Tensor>& class_weights, int64_t box_loss_kind, double beta,
+               const std::vector<double>& variances, double label_smoothing,
+               int64_t background_index, int64_t normalizer)
+      : priors(contiguous_boxes(priors_in, "priors")),
+        heads(head_rows(deltas, logits, priors)),
+        objects(boxes, labels, offsets, heads.batch),
+        num_positives(contiguous_ints(num_positives_in, heads.batch, "num_positives")),
+        code(contiguous_code(code_in, heads.batch, heads.priors)),
+        options(class_weights, box_loss_kind, beta, variances, label_smoothing, background_index,
+                heads.classes) {
+    const double box_scale = scalar(grad_box_loss, "grad_box_loss");
+    const double class_scale = scalar(grad_class_loss, "grad_class_loss");
+    const int64_t B = heads.batch;
+    const int64_t* positives = int64_data(num_positives);
+    const int64_t batch_positives = total(positives, B);
+    scales.resize(static_cast<size_t>(2 * B));
+    for (int64_t image = 0; image < B; ++image) {
+      const double weight =
+          image_weight(static_cast<Normalizer>(normalizer), positives[image], batch_positives, B);
+      scales[image] = weight * box_scale;
+      scales[B + image] = weight * class_scale;
+    }
+  }
+
+  const int32_t* codes() const { return static_cast<const int32_t*>(code.data_ptr()); }
+
+  // Writes the gradients; see BackwardJob.
+  void run(const Rows& grad_deltas, const Rows& grad_logits, bool streams,
+           const TouchedCells* touched) const {
+    const int64_t B = heads.batch;
+    const LossInputs inputs{heads.deltas, heads.logits,   float_data(priors),
+                            heads.priors, objects.view(), options.view};
+    const BackwardJob job{inputs,      codes(),     scales.data(), scales.data() + B,
+                          grad_deltas, grad_logits, streams,       touched};
+    const auto backward_images = SSD_FAST_KERNEL(multibox_loss_backward_images);
+    torch::stable::parallel_for(
+        0, B, 1, [&](int64_t begin, int64_t end) { backward_images(job, begin, end); });
+  }
+};
+
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
     const Tensor& grad_box_loss, const Tensor& grad_class_loss, const std::vector<Tensor>& deltas,
-    const std::vector<Tensor>& logits, const Tensor& priors_in, const Tensor& boxes,
-    const Tensor& labels, const Tensor& offsets, const Tensor& code_in,
-    const Tensor& num_positives_in, const std::optional<Tensor>& class_weights,
-    int64_t box_loss_kind, double beta, const std::vector<double>& variances,
-    double label_smoothing, int64_t background_index, int64_t normalizer) {
-  const Tensor priors = contiguous_boxes(priors_in, "priors");
-  const HeadRows heads = head_rows(deltas, logits, priors);
-  const int64_t B = heads.batch, P = heads.priors;
-  const HeldObjects held(boxes, labels, offsets, B);
-  const Tensor num_positives = contiguous_ints(num_positives_in, B, "num_positives");
-  const Tensor code = contiguous_code(code_in, B, P);
-  const HeldOptions options(class_weights, box_loss_kind, beta, variances, label_smoothing,
-                            background_index, heads.classes);
-  const double box_scale = scalar(grad_box_loss, "grad_box_loss");
-  const double class_scale = scalar(grad_class_loss, "grad_class_loss");
-
+    const std::vector<Tensor>& logits, const Tensor& priors, const Tensor& boxes,
+    const Tensor& labels, const Tensor& offsets, const Tensor& code, const Tensor& num_positives,
+    const std::optional<Tensor>& class_weights, int64_t box_loss_kind, double beta,
+    const std::vector<double>& variances, double label_smoothing, int64_t background_index,
+    int64_t normalizer) {
+  const HeldBackward held(grad_box_loss, grad_class_loss, deltas, logits, priors, boxes, labels,
+                          offsets, code, num_positives, class_weights, box_loss_kind, beta,
+                          variances, label_smoothing, background_index, normalizer);
+  const int64_t B = held.heads.batch;
   GradientMemory memory({&deltas, &logits});
   const std::vector<Tensor> grad_deltas = memory.like(deltas);
   memory.fill_with_zeros();
   const std::vector<Tensor> grad_logits = memory.like(logits);
-  if (B == 0 || P == 0) return {grad_deltas, grad_logits};
-  const HeadRows grads = head_rows(grad_deltas, grad_logits, priors);
+  if (B == 0 || held.heads.priors == 0) return {grad_deltas, grad_logits};
+  const HeadRows grads = head_rows(grad_deltas, grad_logits, held.priors);
   const bool streams = memory.is_worth_streaming() && B >= torch::stable::get_num_threads() &&
                        grads.logits.are_dense();
   if (!streams) memory.fill_with_zeros();
-  const int32_t* code_data = static_cast<const int32_t*>(code.data_ptr());
-  const int64_t* positives = int64_data(num_positives);
-  const int64_t batch_positives = total(positives, B);
-  std::vector<double> scales(static_cast<size_t>(2 * B));
-  for (int64_t image = 0; image < B; ++image) {
-    const double weight =
-        image_weight(static_cast<Normalizer>(normalizer), positives[image], batch_positives, B);
-    scales[image] = weight * box_scale;
-    scales[B + image] = weight * class_scale;
-  }
-  const BackwardJob job{
-      {heads.deltas, heads.logits, float_data(priors), P, held.view(), options.view},
-      code_data,
-      scales.data(),
-      scales.data() + B,
-      grads.deltas,
-      grads.logits,
-      streams};
-  const auto backward_images = SSD_FAST_KERNEL(multibox_loss_backward_images);
-  torch::stable::parallel_for(
-      0, B, 1, [&](int64_t begin, int64_t end) { backward_images(job, begin, end); });
+  held.run(grads.deltas, grads.logits, streams, nullptr);
   return {grad_deltas, grad_logits};
+}
+
+// The gradients of the rows of touched cells, (cells, anchors * channels) float32 a level, zero at
+// first; `tensors` keeps their memory.
+Rows cell_rows(const TouchedCells& touched, const Rows& like, std::vector<Tensor>& tensors) {
+  Rows rows{{}, like.channels, Dtype::kFloat32};
+  for (size_t l = 0; l < like.levels.size(); ++l) {
+    const auto cells = static_cast<int64_t>(touched.of_level(l).size());
+    const int64_t anchors = like.levels[l].anchors, K = like.channels;
+    tensors.push_back(empty_tensor({cells, anchors * K}, ScalarType::Float));
+    auto* data = static_cast<float*>(tensors.back().data_ptr());
+    std::fill_n(data, cells * anchors * K, 0.0f);
+    rows.levels.push_back({data, cells * anchors, 1, cells * anchors, 0, 0, K, 0, 1});
+  }
+  return rows;
+}
+
+std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> cell_gradients_cpu(
+    const Tensor& grad_box_loss, const Tensor& grad_class_loss, const std::vector<Tensor>& deltas,
+    const std::vector<Tensor>& logits, const Tensor& priors, const Tensor& boxes,
+    const Tensor& labels, const Tensor& offsets, const Tensor& code, const Tensor& num_positives,
+    const std::optional<Tensor>& class_weights, int64_t box_loss_kind, double beta,
+    const std::vector<double>& variances, double label_smoothing, int64_t background_index,
+    int64_t normalizer) {
+  const HeldBackward held(grad_box_loss, grad_class_loss, deltas, logits, priors, boxes, labels,
+                          offsets, code, num_positives, class_weights, box_loss_kind, beta,
+                          variances, label_smoothing, background_index, normalizer);
+  const TouchedCells touched = SSD_FAST_KERNEL(touched_cells)(held.heads.deltas, held.codes(),
+                                                              held.heads.batch, held.heads.priors);
+  std::vector<Tensor> cells, grad_deltas, grad_logits;
+  for (size_t l = 0; l < deltas.size(); ++l) {
+    const std::vector<int64_t>& found = touched.of_level(l);
+    cells.push_back(empty_tensor({static_cast<int64_t>(found.size())}, ScalarType::Long));
+    std::copy(found.begin(), found.end(), static_cast<int64_t*>(cells.back().data_ptr()));
+  }
+  const Rows rows_of_deltas = cell_rows(touched, held.heads.deltas, grad_deltas);
+  const Rows rows_of_logits = cell_rows(touched, held.heads.logits, grad_logits);
+  held.run(rows_of_deltas, rows_of_logits, false, &touched);
+  return {cells, grad_deltas, grad_logits};
 }
 
 }  // namespace
@@ -190,6 +256,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> multibox_loss_backward_cpu(
 STABLE_TORCH_LIBRARY_IMPL(ssd_fast, CPU, m) {
   m.impl("multibox_loss", TORCH_BOX(&multibox_loss_cpu));
   m.impl("multibox_loss_backward", TORCH_BOX(&multibox_loss_backward_cpu));
+  m.impl("cell_gradients", TORCH_BOX(&cell_gradients_cpu));
 }
 
 }  // namespace ssd_fast

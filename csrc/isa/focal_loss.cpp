@@ -46,7 +46,7 @@ void focal_boxes_backward(const FocalBackwardJob& job, int64_t begin, int64_t en
     const int32_t* code = job.code + image * job.inputs.P;
     BoxBatch batch;
     const auto take = [&] {
-      batch.take_gradients(job.inputs, image, job.box_scales[image], job.grad_deltas);
+      batch.take_gradients(job.inputs.options, image, job.box_scales[image], job.grad_deltas);
     };
     visit_selected(job.inputs, code, image, kNoPreparation, [&](const SelectedRow& selected) {
       if (selected.object >= 0 && batch.add(job.inputs, image, selected)) take();

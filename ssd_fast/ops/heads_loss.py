@@ -26,7 +26,7 @@ from ssd_fast.ops._sparse_convolution import (
     laid_out_like,
     sparse_backward,
 )
-from ssd_fast.ops._touched_cells import cell_gradients, touched_cells
+from ssd_fast.ops._touched_cells import cell_gradients
 
 __all__ = ["heads_loss", "heads_loss_reference"]
 
@@ -281,9 +281,9 @@ def _backward_cpu(grad_box_loss: Tensor, grad_class_loss: Tensor, *arguments: An
     if are_small(levels):
         return _backward_reference(grad_box_loss, grad_class_loss, *arguments)
     with torch.autocast("cpu", enabled=False):
-        cells = touched_cells(targets[4], maps[0])
-        rows = cell_gradients(grad_box_loss, grad_class_loss, cells, *maps, *targets, *options)
-        gradients = [sparse_backward(*level) for level in zip(levels, cells, rows, strict=True)]
+        cells, *rows = cell_gradients(grad_box_loss, grad_class_loss, *maps, *targets, *options)
+        pairs = zip(*rows, strict=True)
+        gradients = [sparse_backward(*level) for level in zip(levels, cells, pairs, strict=True)]
     return _by_kind(levels, gradients)
 
 
