@@ -3,14 +3,12 @@
 // a list of these cells alone. Contract: ssd_fast/ops/_touched_cells.py. Torch-free.
 #pragma once
 
-#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
-#include "assignment.h"
-#include "match.h"
+#include "instruction_set.h"
 #include "rows.h"
-#include "simd.h"
 
 namespace ssd_fast {
 
