@@ -10,13 +10,16 @@ import pytest
 
 from ssd_fast.engine.allocator import keep_freed_memory
 
-# Faults of pages of the second of two tensors of 64 MB, the first of which was freed.
+# Faults of pages of eight tensors of 64 MB, one after the other. Of those before them the first few
+# get new memory: what is freed has room for as much again, but not for its alignment besides, until
+# two of them lie side by side.
 PROGRAM = """
 import resource, sys, torch
 from ssd_fast.engine.allocator import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
-for _ in range(2):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for i in range(24):
+    if i == 16:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     x = torch.empty(2**24)
     y = x.fill_(1).sum().item()
     del x
