@@ -53,6 +53,11 @@ inline Dual operator/(const Dual& a, const Dual& b) {
   const double quotient = a.value / b.value;
   return combine(a, 1 / b.value, b, -quotient / b.value, quotient);
 }
+
+// x times a constant, which has no slope: as a product of duals an infinite x would make it NaN.
+inline double scaled(double x, double factor) { return x * factor; }
+inline Dual scaled(const Dual& x, double factor) { return chain(x, x.value * factor, factor); }
+
 inline Dual exp(const Dual& x) {
   const double value = std::exp(x.value);
   return chain(x, value, value);
@@ -92,7 +97,7 @@ Corners<Number> decoded(const Number* deltas, const Box& prior, const double* va
   const Number cy = deltas[1] * Number(variances[1]) * Number(height) +
                     Number((double{prior.y1} + prior.y2) * 0.5);
   const auto half = [&](const Number& delta, double variance, double side) {
-    const Number scale = delta * Number(variance);
+    const Number scale = scaled(delta, variance);
     const Number bounded = value_of(scale) > kMaxLogScale ? Number(kMaxLogScale) : scale;
     using std::exp;
     return exp(bounded) * Number(side * 0.5);

@@ -2,6 +2,7 @@
 """multibox_loss for other detectors: box losses, weights, smoothing, matches, regions, layouts."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -195,6 +196,19 @@ def test_broken_deltas_stay_in_their_row(device, box_loss) -> None:
     assert not broken[0].isfinite()
     healthy[3][row[0], row[1]] = broken[3][row[0], row[1]] = 0
     assert torch.equal(broken[3], healthy[3])
+
+
+@pytest.mark.parametrize("box_loss", ["giou", "diou"])
+def test_a_scale_that_underflowed_keeps_the_gradient_of_the_centre(box_loss) -> None:
+    """A box without width has a finite loss, and so it has a gradient."""
+    (deltas, logits), objects = _heads(), _objects()
+    deltas[..., 2] = -math.inf
+    double = [x.double() for x in (deltas, logits, PRIORS, objects.boxes)]
+    options = {"box_loss": box_loss}
+    expected = loss_and_gradients(multibox_loss_reference, *double, *objects[1:], **options)[3]
+    assert expected.isfinite().all()
+    actual = loss_and_gradients(multibox_loss, deltas, logits, PRIORS, *objects, **options)[3]
+    assert_close(actual, expected)
 
 
 def test_a_clamped_scale_has_no_gradient(device) -> None:
