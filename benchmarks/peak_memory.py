@@ -3,9 +3,9 @@
 
     python -m benchmarks.peak_memory [--json FILE.json]
 
-prints a Markdown table. Each number is of a process of its own: inputs are made, the call is made
-once with one image so that code and libraries are loaded, the high-water mark of the resident
-memory is reset, and the call is made with the batch.
+prints a Markdown table and draws `FILE.svg`. Each number is of a process of its own: inputs are
+made, the call is made once with one image so that code and libraries are loaded, the high-water
+mark of the resident memory is reset, and the call is made with the batch.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch
 
 from benchmarks import detectors, losses
 from benchmarks.cases import make_case
+from benchmarks.plot import BASELINE_COLOR, PEER_COLOR
 
 BATCH = 8
 SYSTEMS = ("ssd_fast", "torchvision", "amdegroot", "vectorized")
@@ -86,6 +87,30 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Writes a group of bars a task, one bar a system, as SVG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "ssd_fast", "font.size": 9})
+    from matplotlib import pyplot as plt
+
+    bars = [(row["title"], row["system"], row["bytes"]) for row in rows if row["bytes"] is not None]
+    figure, axis = plt.subplots(figsize=(7.5, 0.22 * len(bars) + 0.8), layout="constrained")
+    colors = [BASELINE_COLOR if system == SYSTEMS[0] else PEER_COLOR for _, system, _ in bars]
+    axis.barh(range(len(bars)), [size / 1e6 for _, _, size in bars], color=colors, height=0.7)
+    for position, (_, _, size) in enumerate(bars):
+        axis.text(size / 1e6, position, f" {size / 1e6:.1f} MB", va="center", fontsize=8)
+    names = [f"{title}: {system}" for title, system, _ in bars]
+    axis.set_yticks(range(len(bars)), names)
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel(f"MB at the peak beyond the inputs, B={BATCH}")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def main() -> None:
     """Measures everything, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -110,6 +135,7 @@ def main() -> None:
     if arguments.json:
         report = {"batch": BATCH, "torch": torch.__version__, "rows": rows}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        draw(rows, arguments.json.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

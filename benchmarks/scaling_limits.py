@@ -3,8 +3,8 @@
 
 One line a law, with what was measured here and its limit: how matching grows with objects and
 priors, how evenly the loss grows with the batch while that fits in the caches, what autograd adds
-to it, and what share of the speed with AVX-512 is left with AVX2 alone. One thread, warm caches,
-medians.
+to it, how far loss and detection are from the pass over the logits alone, and what share of the
+speed with AVX-512 is left with AVX2 alone. One thread, medians, warm caches unless it says cold.
 """
 
 import argparse
@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import make_case
-from benchmarks.harness import Budget, before, interleave, threads_of_torch
+from benchmarks.harness import Budget, Cache, before, interleave, threads_of_torch
 from ssd_fast import _C, ops, priors
 from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS, loss_options
 from ssd_fast.testing import CROWDS, as_maps, crowded_boxes, decided_objects, seeded
+
+NO_SCORE = 0.999999  # no class of a trained case reaches it
 
 Calls = dict[str, Callable[[], object]]
 
@@ -59,9 +61,9 @@ class Law:
         )
 
 
-def medians(calls: Calls, budget: Budget) -> dict[str, float]:
+def medians(calls: Calls, budget: Budget, cache: Cache = "hot") -> dict[str, float]:
     """Microseconds of each call, timed in turn."""
-    rounds = interleave(list(calls.values()), before("hot"), budget)
+    rounds = interleave(list(calls.values()), before(cache), budget)
     return {
         name: statistics.median(times) * 1e6
         for name, times in zip(calls, zip(*rounds, strict=True), strict=True)
@@ -154,6 +156,28 @@ def call_operators(
     return gradients
 
 
+def distances(budget: Budget) -> Iterator[Law]:
+    """What loss and detection take beyond the one pass over the logits that neither can leave out.
+
+    Of the loss that is reading them from memory, of detection comparing all and finding nothing.
+    """
+    for classes, limit in ((21, 3.6), (81, 2.0)):
+        case = make_case(8, classes)
+        heads = case.deltas, case.logits, case.priors
+        loss = partial(ops.multibox_loss, *heads, *case.objects)
+        times = medians({"loss": loss, "read": case.logits.sum}, budget, "cold")
+        yield Law(
+            f"multibox_loss forward, C={classes}, cold, of reading the logits",
+            times["loss"] / times["read"], limit, "x",
+        )  # fmt: skip
+        nothing = partial(ops.detect, *heads, score_threshold=NO_SCORE)
+        times = medians({"detect": partial(ops.detect, *heads), "nothing": nothing}, budget)
+        yield Law(
+            f"detect, C={classes}, trained scores, of finding nothing",
+            times["detect"] / times["nothing"], 2.0, "x",
+        )  # fmt: skip
+
+
 def instruction_sets(budget: Budget) -> Iterator[Law]:
     """The share of a ratio to any system that is left: our time with AVX-512 over that with AVX2.
 
@@ -198,7 +222,7 @@ def operators() -> Calls:
 def laws(budget: Budget) -> Iterator[Law]:
     """Measures all laws, one after the other."""
     with threads_of_torch(1), torch.no_grad():
-        for measure in (matching, batches, autograd, instruction_sets):
+        for measure in (matching, batches, autograd, distances, instruction_sets):
             yield from measure(budget)
 
 

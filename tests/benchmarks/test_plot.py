@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import plot
+from benchmarks import peak_memory, plot
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,10 +111,22 @@ def test_a_text_without_markers_is_refused() -> None:
         plot.insert("table", "no markers here")
 
 
-def test_the_readme_shows_the_committed_measurements() -> None:
-    folder = ROOT / "benchmarks/results"
-    command = re.search(r"--only '(.+)' --into README", (folder / "README.md").read_text())
-    assert command is not None
-    text, _, _ = plot.figures(folder / "cpu.json", command[1])
-    readme = (ROOT / "README.md").read_text()
-    assert plot.insert(text, readme) == readme
+RESULTS = ROOT / "benchmarks/results"
+COMMAND = re.compile(r"benchmarks\.plot (\S+)(?: --only '(.+)')? --into (\S+)")
+
+
+@pytest.mark.parametrize(
+    ("measured", "only", "text"), COMMAND.findall((RESULTS / "README.md").read_text())
+)
+def test_a_text_shows_the_committed_measurements(measured: str, only: str, text: str) -> None:
+    figures, _, _ = plot.figures(ROOT / measured, only)
+    shown = (ROOT / text).read_text()
+    assert plot.insert(figures, shown) == shown
+
+
+def test_the_committed_peaks_of_memory_are_shown(tmp_path: Path) -> None:
+    rows = json.loads((RESULTS / "peak_memory.json").read_text())["rows"]
+    assert peak_memory.table(rows) in (RESULTS / "README.md").read_text()
+    pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra train")
+    peak_memory.draw(rows, tmp_path / "peaks.svg")
+    assert "forward + backward, C=81: torchvision" in (tmp_path / "peaks.svg").read_text()
