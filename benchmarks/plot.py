@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Makes the table and the chart from committed measurements; nothing in them is typed.
 
-    python -m benchmarks.plot FILE.json [--only PATTERN] [--into README.md]
+    python -m benchmarks.plot FILE.json [--only PATTERN] [--into README.md] [--table]
 
 prints a Markdown table and draws a chart, `FILE.svg`, of the groups whose title matches; with
 `--into` the table also takes the place of what stands between the markers `<!-- figures -->` and
-`<!-- end of figures -->`.
+`<!-- end of figures -->`, with `--table` nothing is drawn.
 """
 
 import argparse
@@ -211,10 +211,12 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="a report of pytest-benchmark")
     parser.add_argument("--only", default="", help="regular expression for the titles to show")
     parser.add_argument("--into", type=Path, help="a text with the markers for the table")
+    parser.add_argument("--table", action="store_true", help="draw no chart")
     arguments = parser.parse_args()
     text, groups, origin = figures(arguments.file, arguments.only)
     print(text)
-    chart(groups, origin, arguments.file.with_suffix(".svg"))
+    if not arguments.table:
+        chart(groups, origin, arguments.file.with_suffix(".svg"))
     if arguments.into:
         arguments.into.write_text(insert(text, arguments.into.read_text()))
 
