@@ -115,9 +115,20 @@ RESULTS = ROOT / "benchmarks/results"
 COMMAND = re.compile(r"benchmarks\.plot (\S+)(?: --only '(.+)')? --into (\S+)")
 
 
-@pytest.mark.parametrize(
-    ("measured", "only", "text"), COMMAND.findall((RESULTS / "README.md").read_text())
-)
+COMMANDS = COMMAND.findall((RESULTS / "README.md").read_text())
+
+
+def test_every_text_with_a_table_has_its_command() -> None:
+    texts = [
+        path
+        for path in (ROOT / "README.md", *RESULTS.glob("*.md"))
+        if plot.BEGIN in path.read_text()
+    ]
+    assert {ROOT / text for _, _, text in COMMANDS} == set(texts)
+    assert len(COMMANDS) == len(texts) == 3
+
+
+@pytest.mark.parametrize(("measured", "only", "text"), COMMANDS)
 def test_a_text_shows_the_committed_measurements(measured: str, only: str, text: str) -> None:
     figures, _, _ = plot.figures(ROOT / measured, only)
     shown = (ROOT / text).read_text()
