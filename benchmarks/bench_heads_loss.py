@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, make_case
+from benchmarks.cases import CELLS, Case, make_case
 from benchmarks.harness import Contender, SideBySide
 from benchmarks.losses import loss_contenders, of_amdegroot, of_torchvision, ssd_fast
 from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS, loss_options
 from ssd_fast.ops._touched_cells import cell_gradients
 from ssd_fast.ops.heads_loss import _backward_reference
-from ssd_fast.priors import SSD300
 from ssd_fast.testing import as_maps, assert_close
 
 CHANNELS = (512, 1024, 512, 256, 256, 256)
@@ -78,10 +77,8 @@ def test_loss_to_the_touched_cells(side_by_side: SideBySide, batch: int, classes
     if batch == 32 and not side_by_side.timing:
         pytest.skip("nothing but larger: its results are checked when it is timed")
     case = make_case(batch, classes)
-    grid = SSD300["voc"]
-    cells = [(a, n, n) for a, n in zip(grid.boxes_per_cell, grid.feature_maps, strict=True)]
     maps = [
-        [level.contiguous(memory_format=torch.channels_last) for level in as_maps(rows, cells)]
+        [level.contiguous(memory_format=torch.channels_last) for level in as_maps(rows, CELLS)]
         for rows in (case.deltas, case.logits)
     ]
     targets, options, one = (case.priors, *case.objects), loss_options(), torch.ones(())
@@ -104,7 +101,7 @@ def test_loss_to_the_touched_cells(side_by_side: SideBySide, batch: int, classes
                         rows.new_zeros(batch * n * n, rows.size(1))
                         .index_copy_(0, where, rows)
                         .view(batch, a * n * n, -1)
-                        for rows, where, (a, n, _) in zip(kind, touched, cells, strict=True)
+                        for rows, where, (a, n, _) in zip(kind, touched, CELLS, strict=True)
                     ],
                     dim=1,
                 )
@@ -124,11 +121,6 @@ def backward_arguments(
 ) -> list[Any]:
     """Arguments of `ssd_fast::heads_loss_backward`: a trained network's maps, random features."""
     generator = torch.Generator().manual_seed(3)
-    grid = SSD300["voc"]
-    cells = [
-        (anchors, side, side)
-        for anchors, side in zip(grid.boxes_per_cell, grid.feature_maps, strict=True)
-    ]
     channels = [count // thin for count in CHANNELS]
 
     def randn(*shape: int) -> Tensor:
@@ -137,17 +129,17 @@ def backward_arguments(
 
     features = [
         randn(case.batch, c, side, side).relu_()
-        for c, (_, side, _) in zip(channels, cells, strict=True)
+        for c, (_, side, _) in zip(channels, CELLS, strict=True)
     ]
     weights = [
         [
             randn(anchors * columns, c, 3, 3).mul_(0.02)
-            for c, (anchors, _, _) in zip(channels, cells, strict=True)
+            for c, (anchors, _, _) in zip(channels, CELLS, strict=True)
         ]
         for columns in (4, case.classes)
     ]
     maps = [
-        [level.to(dtype).contiguous(memory_format=memory_format) for level in as_maps(rows, cells)]
+        [level.to(dtype).contiguous(memory_format=memory_format) for level in as_maps(rows, CELLS)]
         for rows in (case.deltas, case.logits)
     ]
     targets = case.priors, *case.objects
@@ -155,7 +147,7 @@ def backward_arguments(
         *maps, *targets, None, None, 0.5, None, False, 0, 0.5, 3.0, 0, *OPTIONS
     )
     one = torch.ones(())
-    wanted = [True] * (5 * len(cells))
+    wanted = [True] * (5 * len(CELLS))
     saved = *targets, code, num_positives, wanted, None
     return [one, one, features, *weights, *maps, *saved, *OPTIONS]
 

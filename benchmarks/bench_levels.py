@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cases import make_case
+from benchmarks.cases import CELLS, make_case
 from benchmarks.harness import Contender, SideBySide
 from ssd_fast import ops
 from ssd_fast.ops.multibox_loss import multibox_loss_reference
-from ssd_fast.priors import SSD300
 from ssd_fast.testing import as_maps, assert_close
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -23,15 +22,10 @@ Losses = Callable[[list[Tensor], list[Tensor]], Sequence[Tensor]]
 @pytest.mark.parametrize("classes", [21, 81])
 def test_levels(side_by_side: SideBySide, classes: int, memory_format: str, backward: bool) -> None:
     case = make_case(8, classes)
-    grid = SSD300["voc"]
-    cells = [
-        (anchors, side, side)
-        for anchors, side in zip(grid.boxes_per_cell, grid.feature_maps, strict=True)
-    ]
     maps = [
         [
             level.contiguous(memory_format=FORMATS[memory_format]).requires_grad_(backward)
-            for level in as_maps(rows, cells)
+            for level in as_maps(rows, CELLS)
         ]
         for rows in (case.deltas, case.logits)
     ]

@@ -15,6 +15,10 @@ from ssd_fast.testing import Objects, decided_objects, flat_outputs, seeded, tra
 IMAGE_SIZE = 300
 SMALL_CLASSES = 5  # of `small_problem`, background included
 
+_GRID = prior_presets.SSD300["voc"]
+CELLS = [(a, n, n) for a, n in zip(_GRID.boxes_per_cell, _GRID.feature_maps, strict=True)]
+"""Boxes of a cell, height and width of the heads' map of each level."""
+
 
 @dataclass(frozen=True)
 class Case:

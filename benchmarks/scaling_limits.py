@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import make_case
+from benchmarks.cases import CELLS, make_case
 from benchmarks.harness import Budget, Cache, before, interleave, threads_of_torch
 from ssd_fast import _C, ops, priors
 from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS, loss_options
@@ -107,11 +107,9 @@ def batches(budget: Budget) -> Iterator[Law]:
 def autograd(budget: Budget) -> Iterator[Law]:
     """What it costs to differentiate one image's loss, beyond the operators called one by one."""
     case = make_case(1, 21)
-    grid = priors.SSD300["voc"]
-    cells = [(a, n, n) for a, n in zip(grid.boxes_per_cell, grid.feature_maps, strict=True)]
     for what, limit, deltas, logits in (
         ("one tensor", 80, [case.deltas], [case.logits]),
-        ("six levels", 125, as_maps(case.deltas, cells), as_maps(case.logits, cells)),
+        ("six levels", 125, as_maps(case.deltas, CELLS), as_maps(case.logits, CELLS)),
     ):
         targets = case.priors, *case.objects
         options = loss_options()
