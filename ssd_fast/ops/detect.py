@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ssd_fast.boxes import MAX_LOG_SCALE, decode_boxes, four_variances
 from ssd_fast.detections import Detections
@@ -28,7 +29,7 @@ from ssd_fast.ops._arguments import (
 )
 from ssd_fast.ops._levels import join_levels
 from ssd_fast.ops._library import register
-from ssd_fast.ops._remembered import Remembered
+from ssd_fast.ops._remembered import remembered
 from ssd_fast.suppression import NMS, suppress
 
 __all__ = ["SCORES", "detect", "detect_reference"]
@@ -113,7 +114,7 @@ def detect(
         ValueError: for arguments of a wrong shape, dtype, device or range.
     """
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
-    compiling = torch.compiler.is_compiling()
+    compiling = is_compiling()
     options = (_options if compiling else _known_options)(
         score_threshold,
         top_k,
@@ -175,7 +176,7 @@ def _options(
     )
 
 
-_known_options = Remembered(_options)
+_known_options = remembered(_options)
 
 
 def _check_tensors(

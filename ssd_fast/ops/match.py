@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ssd_fast.assignment import match_batch, valid_objects
 from ssd_fast.ops._arguments import (
@@ -21,7 +22,7 @@ from ssd_fast.ops._arguments import (
     check_targets,
 )
 from ssd_fast.ops._library import register
-from ssd_fast.ops._remembered import Remembered
+from ssd_fast.ops._remembered import remembered
 
 __all__ = ["match", "match_reference"]
 
@@ -65,7 +66,7 @@ def match(
     Raises:
         ValueError: for arguments of a wrong shape, dtype, device or range.
     """
-    compiling = torch.compiler.is_compiling()
+    compiling = is_compiling()
     options = (_options if compiling else _known_options)(
         iou_threshold, low_threshold, strict, assign
     )
@@ -92,7 +93,7 @@ def _options(
     return iou_threshold, low_threshold, strict, check_choice("assign", assign, ASSIGN)
 
 
-_known_options = Remembered(_options)
+_known_options = remembered(_options)
 
 
 def _check_tensors(priors: Tensor, boxes: Tensor, offsets: Tensor) -> None:

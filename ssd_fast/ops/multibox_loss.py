@@ -8,8 +8,8 @@ test tests/ops/test_multibox_loss.py   benchmark benchmarks/bench_multibox_loss.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ssd_fast.ops._arguments import are_plain, as_levels, resolve_background
 from ssd_fast.ops._library import register
@@ -22,7 +22,7 @@ from ssd_fast.ops._multibox import (
     forward_reference,
     loss_reference,
 )
-from ssd_fast.ops._remembered import Remembered
+from ssd_fast.ops._remembered import remembered
 
 __all__ = ["multibox_loss", "multibox_loss_reference"]
 
@@ -110,7 +110,7 @@ def multibox_loss(
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
     targets = priors, boxes, labels, offsets, matches, class_weights
     background_index = resolve_background(background_index, delta_levels, logit_levels, priors)
-    compiling = torch.compiler.is_compiling()
+    compiling = is_compiling()
     options = (loss_options if compiling else _known_options)(
         iou_threshold,
         low_threshold,
@@ -140,7 +140,7 @@ def multibox_loss(
     )
 
 
-_known_options = Remembered(loss_options)
+_known_options = remembered(loss_options)
 
 
 def multibox_loss_reference(
