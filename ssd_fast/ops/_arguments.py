@@ -22,6 +22,7 @@ __all__ = [
     "check_flag",
     "check_heads",
     "check_levels",
+    "check_max_log_scale",
     "check_number",
     "check_positive",
     "check_targets",
@@ -137,11 +138,21 @@ def check_threshold(name: str, value: float) -> None:
         raise ValueError(f"{name}: expected a number, usually from 0 to 1, got {_shown(value)}")
 
 
+def check_max_log_scale(value: float | None) -> None:
+    """Raises ValueError unless the value is None or a number other than NaN."""
+    if value is not None and not _is_between(-math.inf, value, math.inf):
+        raise ValueError(
+            f"max_log_scale: expected a number, or None for no clamp, got {_shown(value)}"
+        )
+
+
 def _is_between(low: float, value: float, high: float) -> bool:
+    if isinstance(value, Tensor) and value.numel() != 1:  # a threshold for each class, say
+        return False
     # Comparisons alone: torch.compile traces them where the number is symbolic, and no math.isinf.
     try:
         return low <= value <= high
-    except TypeError:  # a string, None, a list
+    except (TypeError, ValueError):  # a string, None, a list; an array of many
         return False
 
 

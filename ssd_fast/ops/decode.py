@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.boxes import MAX_LOG_SCALE, decode_boxes, encode_boxes, four_variances
-from ssd_fast.ops._arguments import LOGIT_DTYPES, check_device, describe
+from ssd_fast.ops._arguments import LOGIT_DTYPES, check_device, check_max_log_scale, describe
 from ssd_fast.ops._library import register
 
 __all__ = ["decode", "decode_reference", "encode", "encode_reference"]
@@ -138,12 +138,6 @@ def decode_backward(
         d_size = d_center * (deltas[..., i] * four[i]) + d_half * scale * 0.5
         d_priors += _corner_gradients(d_center, d_size)
     return torch.stack((*d_offsets, *d_logs), dim=-1), _stack_corners(d_priors)
-
-
-def check_max_log_scale(max_log_scale: float | None) -> None:
-    """Raises ValueError for NaN."""
-    if max_log_scale is not None and max_log_scale != max_log_scale:
-        raise ValueError("max_log_scale: expected a number, or None for no clamp, got nan")
 
 
 class _Encode(torch.autograd.Function):

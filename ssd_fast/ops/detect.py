@@ -22,6 +22,7 @@ from ssd_fast.ops._arguments import (
     check_count,
     check_device,
     check_levels,
+    check_max_log_scale,
     check_positive,
     check_threshold,
     describe,
@@ -161,8 +162,7 @@ def _options(
     check_count("top_k", top_k)
     check_count("max_detections", max_detections)
     check_positive("sigma", sigma)
-    if max_log_scale is not None and max_log_scale != max_log_scale:
-        raise ValueError("max_log_scale: expected a number, or None for no clamp, got nan")
+    check_max_log_scale(max_log_scale)
     return (
         score_threshold,
         top_k,

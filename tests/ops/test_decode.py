@@ -253,9 +253,10 @@ def test_rejects(function, change, message):
         function(*(arguments | change).values())
 
 
-def test_rejects_a_clamp_that_is_no_number():
-    with pytest.raises(ValueError, match="max_log_scale: expected a number"):
-        decode(torch.zeros(5, 4), corners(5), max_log_scale=math.nan)
+@pytest.mark.parametrize("clamp", [math.nan, "4.1", [4.1], 4.1j, torch.ones(2)], ids=repr)
+def test_rejects_a_clamp_that_is_no_number(clamp):
+    with pytest.raises(ValueError, match="max_log_scale: expected a number, or None for no clamp"):
+        decode(torch.zeros(5, 4), corners(5), max_log_scale=clamp)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,7 +35,10 @@ def apart(n):
         ({"background_index": 1.0}, r"background_index: expected a whole number from 0 .* got 1.0"),
         ({"score_threshold": math.nan}, r"score_threshold: expected a number.*nan"),
         ({"iou_threshold": math.nan}, r"iou_threshold: expected a number.*nan"),
+        ({"score_threshold": torch.ones(3)}, r"score_threshold: expected a number.*got \(3,\)"),
+        ({"score_threshold": np.ones(3)}, r"score_threshold: expected a number.*got ndarray"),
         ({"max_log_scale": math.nan}, r"max_log_scale: expected a number.*nan"),
+        ({"max_log_scale": "4.1"}, r"max_log_scale: expected a number.*None.*got str '4.1'"),
         ({"top_k": -1}, r"top_k: expected a whole number from 0 to .*, got -1"),
         ({"max_detections": -1}, r"max_detections: expected a whole number from 0 to .*, got -1"),
         ({"variances": (0.1, 0.2, 0.3)}, r"variances: expected 2 or 4"),
