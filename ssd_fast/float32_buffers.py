@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["Float32Buffers"]
@@ -15,13 +16,32 @@ class Float32Buffers(nn.Module):
     """A module whose own buffers follow `.to(device)`, but no change of dtype and no `to_empty`.
 
     Corners in [0, 1] have no room in 8 or 11 bits: a bfloat16 prior is off by more than a pixel.
-    Nor would a model built on the meta device get back what no state dict holds.
+    Nor would a model that was built on the meta device, or moved there, get back what no state dict
+    holds.
     """
+
+    def move_buffers(self, device: torch.device) -> None:
+        """Moves the module's own buffers, those on the meta device too.
+
+        Args:
+            device: where to.
+        """
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            self._move(name, buffer, device)
 
     def _apply(self: _Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Module:
         before = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
-            if not old.is_meta:
-                setattr(self, name, old.to(getattr(self, name).device))
+            self._move(name, old, getattr(self, name).device)
         return self
+
+    def _move(self, name: str, old: Tensor, device: torch.device) -> None:
+        # Values of buffers that are on the meta device, where these have none.
+        kept: dict[str, Tensor] = self.__dict__.setdefault("_kept", {})
+        old = kept.pop(name, old) if old.is_meta else old
+        if old.is_meta:
+            return
+        if device.type == "meta":
+            kept[name] = old
+        setattr(self, name, old.to(device))

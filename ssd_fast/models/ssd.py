@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ssd_fast.dense_targets import DenseTargets
 from ssd_fast.detections import Detections
+from ssd_fast.float32_buffers import Float32Buffers
 from ssd_fast.models.heads import MultiBoxHeads, concatenate_maps, is_plain, plain_parameters
 from ssd_fast.models.loss import build_loss
 from ssd_fast.models.transform import ImageTransform, relative_targets
@@ -124,6 +125,7 @@ class SSD(nn.Module):
         if device.type != "meta":
             self.transform.to(device)
             self.loss.to(device)
+        self.register_load_state_dict_post_hook(_follow_weights)
         self._architecture: dict[str, Any] | None = None
         # An empty batch: an option of `detect` that is wrong fails here, not after the training.
         none = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
@@ -318,6 +320,15 @@ class SSD(nn.Module):
             sigma=self.sigma,
             scores="sigmoid" if self.loss.classification == "focal" else "softmax",
         )
+
+
+def _follow_weights(model: nn.Module, _: object) -> None:
+    """Brings what no state dict holds to where `load_state_dict(assign=True)` put the weights."""
+    assert isinstance(model, SSD)
+    weight = next(model.parameters(), None)
+    for module in (model.loss, model.transform):
+        if weight is not None and isinstance(module, Float32Buffers):
+            module.move_buffers(weight.device)
 
 
 ARCHITECTURES: dict[str, Callable[..., SSD]] = {}

@@ -146,12 +146,12 @@ def check_max_log_scale(value: float | None) -> None:
         )
 
 
-def _is_between(low: float, value: float, high: float) -> bool:
+def _is_between(low: float, value: Any, high: float) -> bool:
     if isinstance(value, Tensor) and value.numel() != 1:  # a threshold for each class, say
         return False
     # Comparisons alone: torch.compile traces them where the number is symbolic, and no math.isinf.
     try:
-        return low <= value <= high
+        return bool(low <= value <= high)
     except (TypeError, ValueError):  # a string, None, a list; an array of many
         return False
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """SSD: the contract of `forward`, its fast paths, and what it says to wrong input."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -183,6 +184,22 @@ def test_a_model_of_the_meta_device_gets_its_weights_and_is_whole(assign):
     empty.load_state_dict(model.state_dict(), assign=assign)
     images = [scene()[0]]
     for found, expected in zip(empty(images), model(images), strict=True):
+        assert found["boxes"].shape[0] > 0
+        assert all(found[name].equal(expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_model_that_was_moved_to_the_meta_device_is_whole_again(assign):
+    model = slim(loss={"class_weights": [1.0, 2.0, 3.0, 4.0]}).eval()
+    moved = copy.deepcopy(model).to("meta").to("meta")
+    assert moved.priors.is_meta
+    moved = copy.deepcopy(moved)
+    if not assign:
+        moved.to_empty(device="cpu")
+    moved.load_state_dict(model.state_dict(), assign=assign)
+    assert moved.loss.class_weights.equal(model.loss.class_weights)
+    images = [scene()[0]]
+    for found, expected in zip(moved(images), model(images), strict=True):
         assert found["boxes"].shape[0] > 0
         assert all(found[name].equal(expected[name]) for name in expected)
 
