@@ -11,7 +11,10 @@ __all__ = ["keep_freed_memory"]
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
-_CHOSEN_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
+_NEVER = -1
+
+# What users choose themselves: MALLOC_TRIM_THRESHOLD_ and so on, glibc.malloc.trim_threshold ...
+_CHOICES = ("trim_threshold", "mmap_max", "mmap_threshold")
 
 
 def keep_freed_memory() -> bool:
@@ -22,17 +25,18 @@ def keep_freed_memory() -> bool:
     float32. The process stays as large as it once was, up to a quarter larger than otherwise.
 
     It holds for the whole process, so it is for programs to call, not for libraries. Who has
-    chosen otherwise in the environment (``MALLOC_TRIM_THRESHOLD_`` and its like, or
-    ``GLIBC_TUNABLES``) is left alone, and so is any other C library.
+    chosen otherwise in the environment (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_MAX_``,
+    ``MALLOC_MMAP_THRESHOLD_``, or the same among ``GLIBC_TUNABLES``) is left alone, and so is any
+    other C library.
 
     Returns:
         Whether anything was changed.
     """
-    if any(name in os.environ for name in _CHOSEN_BY_USER):
-        return False
-    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+    tunables = os.environ.get("GLIBC_TUNABLES", "").split(":")
+    chosen = {tunable.partition("=")[0] for tunable in tunables}.union(os.environ)
+    if any(f"MALLOC_{x.upper()}_" in chosen or f"glibc.malloc.{x}" in chosen for x in _CHOICES):
         return False
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_MMAP_MAX, 0))
+    return bool(mallopt(_M_TRIM_THRESHOLD, _NEVER) and mallopt(_M_MMAP_MAX, 0))

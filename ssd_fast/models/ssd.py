@@ -125,7 +125,7 @@ class SSD(nn.Module):
         if device.type != "meta":
             self.transform.to(device)
             self.loss.to(device)
-        self.register_load_state_dict_post_hook(_follow_weights)
+        self.register_load_state_dict_post_hook(_follow_weights)  # type: ignore[no-untyped-call]
         self._architecture: dict[str, Any] | None = None
         # An empty batch: an option of `detect` that is wrong fails here, not after the training.
         none = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
