@@ -39,6 +39,7 @@
 #include "rows.h"
 #include "score_order.h"
 #include "score_row.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace ssd_fast {
@@ -131,6 +132,7 @@ class Detector {
 
  private:
   static constexpr size_t kAhead = 16;
+  static constexpr size_t kListed = 64;
   static constexpr float kNoFloor = -std::numeric_limits<float>::infinity();
 
   int64_t find(int64_t image) {
@@ -182,8 +184,9 @@ class Detector {
     bar_ = is_softmax || floor == kNoFloor ? margin_ : std::max(margin_, logit_margin(floor));
     for (size_t l = 0; l < starts_.size(); ++l) {
       const Level& level = job_->logits.levels[l];
+      listed_.clear();
       const auto offer = [&](int64_t row, int64_t scanned) {
-        offer_row(l, image, row);
+        list_row(l, image, row);
         return ++offered < few + (scanned_before + scanned) / 4;
       };
       filter_.reset(level, job_->logits.dtype, job_->logits.channels, options.background,
@@ -192,9 +195,25 @@ class Detector {
                              ? filter_.reaching(image, margin_, floor, offer)
                              : filter_.leading(image, bar_, offer);
       if (!go_on) return false;
+      offer_listed(l, image);
       scanned_before += level.rows;
     }
     return true;
+  }
+
+  // Puts a row off: the search for rows goes on meanwhile, and so does the way of its box here.
+  void list_row(size_t l, int64_t image, int64_t row) {
+    const Level& level = job_->deltas.levels[l];
+    const int64_t offset = level.offset(image, row) * job_->deltas.element_size();
+    __builtin_prefetch(static_cast<const char*>(level.data) + offset);
+    __builtin_prefetch(job_->priors + 4 * (starts_[l] + row));
+    listed_.push_back(row);
+    if (listed_.size() == kListed) offer_listed(l, image);
+  }
+
+  void offer_listed(size_t l, int64_t image) {
+    for (const int64_t row : listed_) offer_row(l, image, row);
+    listed_.clear();
   }
 
   // A floor that about `wanted` scores behind `visited` reach, or none where fewer are left.
@@ -363,6 +382,7 @@ class Detector {
   float bar_ = 0;                // what the logits of sigmoids have to reach at the moment
   std::vector<int64_t> starts_;  // first prior of each level
   RowFilter filter_;
+  std::vector<int64_t> listed_;  // rows to offer
   ScoreRow row_;
   BestKeys best_;
   Candidate candidates_[kAhead];
@@ -370,7 +390,7 @@ class Detector {
   Decay decay_{};
   std::vector<Candidate> waiting_;  // a heap, the best first
   std::vector<int64_t> seen_;       // candidates visited of each class
-  std::vector<int32_t> open_;       // 1 for classes that may have further candidates, else 0
+  AlignedVector<int32_t> open_;     // 1 for classes that may have further candidates, else 0
 };
 
 }  // namespace ssd_fast::SSD_FAST_ISA

@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <vector>
 
 #include "rows.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace ssd_fast::SSD_FAST_ISA {
@@ -324,9 +324,9 @@ class RowFilter {
   bool is_relative_ = true;
   float nothing_ = 0.0f;
   int64_t vectors_ = 0;
-  int64_t last_start_ = 0;     // class at which the last vector of a row starts
-  std::vector<float> excess_;  // 0 in the lanes of each vector that count, else -inf
-  std::vector<float> block_;   // rows copied
+  int64_t last_start_ = 0;       // class at which the last vector of a row starts
+  AlignedVector<float> excess_;  // 0 in the lanes of each vector that count, else -inf
+  AlignedVector<float> block_;   // rows copied
   float leads_[kStrip + kLanes], sums_[kStrip + kLanes];
 };
 

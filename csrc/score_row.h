@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
-#include <vector>
 
 #include "exponential.h"
 #include "rows.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace ssd_fast::SSD_FAST_ISA {
@@ -94,7 +94,7 @@ class ScoreRow {
  private:
   static constexpr float kNone = -std::numeric_limits<float>::infinity();
   int64_t classes_ = 0;
-  std::vector<float> exps_;  // (C,) in whole groups of kPartial
+  AlignedVector<float> exps_;  // (C,) in whole groups of kPartial
 };
 
 }  // namespace ssd_fast::SSD_FAST_ISA
