@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ssd_fast.engine.report_page import Exhibit, render_page
 __all__ = ["write_report"]
 
 _SIDE = 640  # pixels of a picture's longer side
+_PICTURE = re.compile(r"worst_image_\d+\.png")
 
 
 @cpu_by_default
@@ -32,6 +34,8 @@ def write_report(
     detections: Sequence[dict[str, Tensor]],
 ) -> list[Path]:
     """Writes report.html, report.json, and each figure and picture as a PNG file.
+
+    Pictures of an earlier report in the folder that this one has not so many of are removed.
 
     Args:
         folder: where; it exists.
@@ -44,7 +48,7 @@ def write_report(
         The files, the page first.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: a file cannot be written or removed.
     """
     paths = getattr(dataset, "paths", None)
     files = None if paths is None else [str(path) for path in paths]
@@ -72,4 +76,7 @@ def write_report(
     }
     for name, content in contents.items():
         write_file(folder / name, content)
+    for path in folder.glob("worst_image_*.png"):
+        if path.name not in contents and _PICTURE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
     return [folder / name for name in contents]

@@ -4,11 +4,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from ssd_fast.engine.weights import load_weights
 
 
+@pytest.mark.filterwarnings("error::UserWarning:torch.export")
 def test_a_program_beside_the_weights(ssd_fast: Callable, weights: Path, tmp_path: Path):
     copied = tmp_path / "detector.safetensors"
     copied.write_bytes(weights.read_bytes())

@@ -97,6 +97,18 @@ def test_the_folder_holds_page_numbers_and_figures(tmp_path: Path):
     )
 
 
+def test_pictures_of_an_earlier_report_go_and_nothing_else_does(tmp_path: Path):
+    others = {"weights.safetensors", "worst_image_of_mine.png", "worst_image_1.txt", "9.png"}
+    for name in (*others, "worst_image_2.png", "worst_image_7.png", "worst_image_12.png"):
+        (tmp_path / name).write_text("")
+    dataset = ShapesDataset(IMAGES, min_objects=3, seed=4)
+    report, detections = report_of(dataset)
+    assert len(report.worst) == 2
+    files = write_report(tmp_path, report, dataset, detections)
+    assert {path.name for path in tmp_path.iterdir()} == others | {path.name for path in files}
+    assert (tmp_path / "worst_image_2.png").stat().st_size > 0
+
+
 def test_errors_are_told_by_image():
     report, _ = report_of(ShapesDataset(IMAGES, min_objects=3, seed=4))
     assert set(report.worst) == {1, 2}
