@@ -13,6 +13,8 @@
 
 namespace ssd_fast {
 
+constexpr double kMaxLogScale = 4.135166556742356;  // log(1000 / 16)
+
 enum class BoxLoss : int64_t { kSmoothL1 = 0, kGiou = 1, kDiou = 2, kCiou = 3 };
 
 // A number and its derivatives by the four offsets of a row.
@@ -90,7 +92,6 @@ struct Corners {
 // decode_boxes in ssd_fast/boxes.py: the scale is clamped, with no slope where it is.
 template <typename Number>
 Corners<Number> decoded(const Number* deltas, const Box& prior, const double* variances) {
-  constexpr double kMaxLogScale = 4.135166556742356;  // log(1000 / 16)
   const double width = double{prior.x2} - prior.x1, height = double{prior.y2} - prior.y1;
   const Number cx = deltas[0] * Number(variances[0]) * Number(width) +
                     Number((double{prior.x1} + prior.x2) * 0.5);
@@ -153,12 +154,16 @@ inline double iou_loss(BoxLoss kind, const float* deltas, const Box& prior, cons
   return iou_loss(kind, decoded(offsets, prior, variances), target);
 }
 
-// Writes the derivatives by the deltas.
+// Writes the derivatives by the deltas. None passes the clamp of a scale where it clamps or is NaN,
+// as in PyTorch; a product with the rest's NaN or infinity would.
 inline void iou_loss_slope(BoxLoss kind, const float* deltas, const Box& prior, const Box& target,
                            const double* variances, double* slope) {
   const Dual offsets[4] = {{deltas[0], 0}, {deltas[1], 1}, {deltas[2], 2}, {deltas[3], 3}};
   const Dual loss = iou_loss(kind, decoded(offsets, prior, variances), target);
-  for (int k = 0; k < 4; ++k) slope[k] = loss.slope[k];
+  for (int k = 0; k < 4; ++k) {
+    const bool passes = k < 2 || deltas[k] * variances[k] <= kMaxLogScale;
+    slope[k] = passes ? loss.slope[k] : 0;
+  }
 }
 
 }  // namespace ssd_fast

@@ -162,8 +162,8 @@ def iou_loss(
     by_cy, by_log_h = side_gradient(
         half_h, top_above, bottom_above, by_shared_h, by_spanned_h, by_cy, by_log_area - tilt
     )
-    by_log_w = tl.where(dw * vw > MAX_LOG_SCALE, 0.0, by_log_w)
-    by_log_h = tl.where(dh * vh > MAX_LOG_SCALE, 0.0, by_log_h)
+    by_log_w = tl.where(dw * vw <= MAX_LOG_SCALE, by_log_w, 0.0)  # nothing passes a NaN either
+    by_log_h = tl.where(dh * vh <= MAX_LOG_SCALE, by_log_h, 0.0)
     return loss, by_cx * pw * vx, by_cy * ph * vy, by_log_w * vw, by_log_h * vh
 
 

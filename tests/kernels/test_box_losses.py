@@ -91,8 +91,10 @@ def test_equal_sides_share_the_gradient(kernel_device, box_loss) -> None:
 @pytest.mark.parametrize("box_loss", LOSSES)
 @pytest.mark.parametrize("column", range(4))
 def test_nan_stays_nan(kernel_device, column, box_loss) -> None:
-    """In the loss, so that training shows it."""
+    """In the loss, so that training shows it; and in the derivatives, as PyTorch has it."""
     deltas, priors, boxes = _pairs("near", 5)
     deltas[3, column] = torch.nan
-    loss, _ = _kernel(kernel_device, deltas, priors, boxes, box_loss)
+    loss, slope = _kernel(kernel_device, deltas, priors, boxes, box_loss)
     assert loss.isnan().tolist() == [False, False, False, True, False]
+    expected = _float64(deltas, priors, boxes, box_loss)[1].float()
+    torch.testing.assert_close(slope[3], expected[3], rtol=1e-4, atol=1e-6, equal_nan=True)

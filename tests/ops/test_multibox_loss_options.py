@@ -198,6 +198,23 @@ def test_broken_deltas_stay_in_their_row(device, box_loss) -> None:
     assert torch.equal(broken[3], healthy[3])
 
 
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+@pytest.mark.parametrize("columns", [[0], [2], [3], [0, 2], [2, 3], [0, 1, 2, 3]], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_deltas_that_are_not_finite_have_the_gradient_of_pytorch(value, columns, box_loss) -> None:
+    """The same numbers, and NaN in the same places: nothing passes a clamp of NaN."""
+    (deltas, logits), objects = _heads(), _objects()
+    deltas[..., columns] = value
+    double = [x.double() for x in (deltas, logits, PRIORS, objects.boxes)]
+    options = {"box_loss": box_loss}
+    expected = loss_and_gradients(multibox_loss_reference, *double, *objects[1:], **options)
+    actual = loss_and_gradients(multibox_loss, deltas, logits, PRIORS, *objects, **options)
+    for k in (0, 3):
+        torch.testing.assert_close(
+            actual[k].double(), expected[k].double(), rtol=1e-4, atol=1e-6, equal_nan=True
+        )
+
+
 @pytest.mark.parametrize("box_loss", ["giou", "diou"])
 def test_a_scale_that_underflowed_keeps_the_gradient_of_the_centre(box_loss) -> None:
     """A box without width has a finite loss, and so it has a gradient."""
