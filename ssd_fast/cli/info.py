@@ -13,6 +13,7 @@ import torch
 
 import ssd_fast
 import ssd_fast.ops
+from ssd_fast.ops._library import library
 
 __all__ = ["Info", "Version"]
 
@@ -113,7 +114,9 @@ def _kernel(operator: str, key: str) -> str:
     """What serves an operator under a dispatch key."""
     name = f"ssd_fast::{operator}"
     if torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
-        return "C++" if key == "CPU" else "kernel"
+        if key != "CPU":
+            return "kernel"
+        return "PyTorch" if f"ssd_fast/{operator}/CPU" in library._op_impls else "C++"
     if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeExplicitAutograd"):
         return "reference"
     return "none"

@@ -152,5 +152,6 @@ def test_info_says_what_runs_where(ssd_fast: Callable):
     for operator in ("match", "mine", "multibox_loss", "decode", "nms", "detect"):
         assert rows[operator][0] == "C++"
         assert rows[operator][2] == "reference"
+    assert rows["heads_loss_backward"] == ["PyTorch", "reference", "reference"]
     if not package._C.with_cuda:
         assert "no CUDA kernels" in result.out

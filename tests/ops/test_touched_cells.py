@@ -85,5 +85,24 @@ def test_few_and_no_images_and_objects(batch: int, counts: tuple[int, int]) -> N
     assert_same(cell_gradients(*arguments), _reference(*arguments))
 
 
+@pytest.mark.parametrize("change", ["codes", "offsets", "labels"])
+def test_rows_of_no_object_are_zero(change: str) -> None:
+    """Of targets that were changed after the forward; the cells are those of the codes."""
+    arguments = list(arguments_of(batch=3, counts=(1, 3)))
+    before, *_ = cell_gradients(*arguments)
+    if change == "codes":
+        code = arguments[8]
+        arguments[8] = torch.where(code >= 0, 2**31 - 1, code)
+    elif change == "offsets":
+        arguments[7] = torch.tensor([0, -5, 1000, 3])
+    else:
+        arguments[6] = torch.full_like(arguments[6], -1)
+    found = cell_gradients(*arguments)
+    assert_same(found, _reference(*arguments))
+    assert_same([found[0]], [before])
+    if change != "offsets":
+        assert not any(rows.any() for rows in found[1])
+
+
 def test_registration() -> None:
     torch.library.opcheck(torch.ops.ssd_fast.cell_gradients.default, arguments_of())
