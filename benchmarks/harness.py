@@ -85,7 +85,7 @@ class SideBySide:
             contenders: who is compared; the first is the one the others are measured against.
             caches: the states of the caches to time with, a group of rows each.
             threads: of PyTorch.
-            work: what cannot be left out; the report names the limit that it sets here.
+            work: what a yardstick in the report is made of, see `benchmarks.limits`.
         """
         self.benchmark._mode = "side_by_side"  # or pytest-benchmark warns of an unused fixture
         with threads_of_torch(threads):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How fast a benchmark could be at best here: memory that it must move, exponentials it must take.
+"""Yardsticks of a benchmark: the memory that it moves and PyTorch's exponentials, as fast as here.
 
 Both are measured in the same process, with the caches in the same state and on as many threads as
 the contenders, by what PyTorch has: a sum for reading, a fresh tensor of zeros for writing, `exp`
-on data that stays in the cache. A limit is the longest of the three, as if they overlapped
-perfectly; no code here claims to reach it.
+on data that stays in the cache. A yardstick is the longest of the three, as if they overlapped
+perfectly. Memory has to be moved; a kernel that needs few of the exponentials exactly is faster.
 """
 
 import statistics
@@ -21,12 +21,12 @@ _CACHED_EXPONENTIALS = 1 << 14
 
 @dataclass(frozen=True)
 class Work:
-    """What no implementation can leave out.
+    """What a yardstick consists of.
 
     Args:
         read: bytes of inputs that decide the result.
         written: bytes of results.
-        exponentials: values that go through exp.
+        exponentials: values that go through exp where all are computed exactly.
     """
 
     read: int = 0

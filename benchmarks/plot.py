@@ -109,7 +109,7 @@ def table(groups: list[Group]) -> str:
 
 
 def limit_cell(group: Group) -> str:
-    """The limit of a group in words, its time, and how many times that its baseline takes."""
+    """The yardstick of a group in words, its time, and how many times that its baseline takes."""
     if group.limit is None:
         return ""
     what, seconds = group.limit

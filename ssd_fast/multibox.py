@@ -10,13 +10,8 @@ from torch import Tensor
 
 from ssd_fast.dense_targets import DenseTargets
 from ssd_fast.float32_buffers import Float32Buffers
-from ssd_fast.ops._arguments import (
-    as_levels,
-    check_boxes,
-    check_levels,
-    resolve_background,
-    stand_in_maps,
-)
+from ssd_fast.ops._arguments import as_levels, check_boxes, check_levels, resolve_background
+from ssd_fast.ops._heads_arguments import stand_in_maps
 from ssd_fast.ops.focal_loss import focal_loss
 from ssd_fast.ops.heads_loss import heads_loss
 from ssd_fast.ops.multibox_loss import multibox_loss

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from ssd_fast.ops._arguments import LOGIT_DTYPES, check_heads, resolve_background, stand_in_maps
+from ssd_fast.ops._arguments import LOGIT_DTYPES, resolve_background
+from ssd_fast.ops._heads_arguments import check_heads, stand_in_maps
 from ssd_fast.ops._library import library, register
 from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS, check_loss_tensors, loss_options
 from ssd_fast.ops._loss_autograd import differentiable_once
