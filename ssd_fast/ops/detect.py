@@ -43,6 +43,9 @@ NO_BACKGROUND = -1
 
 Clip = Sequence[float] | Tensor | None
 
+Options = tuple[tuple[Any, ...], tuple[Any, ...]]
+"""What the operator takes before ``image_clip``, and after it."""
+
 
 def detect(
     deltas: Tensor | Sequence[Tensor],
@@ -115,6 +118,9 @@ def detect(
         ValueError: for arguments of a wrong shape, dtype, device or range.
     """
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
+    if isinstance(background_index, int) and background_index < 0:
+        background_index = resolve_background(background_index, delta_levels, logit_levels, priors)
+    bounds, image_clip = (None, clip) if isinstance(clip, Tensor) else (clip, None)
     compiling = is_compiling()
     options = (_options if compiling else _known_options)(
         score_threshold,
@@ -122,26 +128,24 @@ def detect(
         iou_threshold,
         max_detections,
         variances,
+        background_index,
+        bounds,
         max_log_scale,
         nms,
         sigma,
         scores,
     )
-    background = _background(background_index, options[-1], delta_levels, logit_levels, priors)
-    tensors = (*delta_levels, *logit_levels, priors)
-    if not compiling and not isinstance(clip, Tensor) and are_plain(tensors):
+    tensors = (*delta_levels, *logit_levels, priors, image_clip)
+    if not compiling and are_plain(tensors):
         # The kernel accepts what these checks accept; they only say better what is wrong.
-        bounds = _bounds(clip, 0, priors)
         try:
-            return _call(tensors, delta_levels, logit_levels, priors, options, background, bounds)
+            return _call(tensors, delta_levels, logit_levels, priors, image_clip, options)
         except (RuntimeError, AttributeError) as error:  # the latter of a level that is None
             refused = error
-        _check_tensors(delta_levels, logit_levels, priors, background)
+        _check_tensors(delta_levels, logit_levels, priors, image_clip, options)
         raise refused
-    batch = _check_tensors(delta_levels, logit_levels, priors, background)
-    bounds = _bounds(clip, batch, priors)
-    tensors = (*tensors, clip) if isinstance(clip, Tensor) else tensors
-    return _call(tensors, delta_levels, logit_levels, priors, options, background, bounds)
+    _check_tensors(delta_levels, logit_levels, priors, image_clip, options)
+    return _call(tensors, delta_levels, logit_levels, priors, image_clip, options)
 
 
 def _options(
@@ -150,12 +154,14 @@ def _options(
     iou_threshold: float,
     max_detections: int,
     variances: Sequence[float],
+    background_index: int | None,
+    bounds: Sequence[float] | None,
     max_log_scale: float | None,
     nms: str,
     sigma: float,
     scores: str,
-) -> tuple[Any, ...]:
-    """The options as the operator takes them, checked; in the order of these arguments."""
+) -> Options:
+    """The options as the operator takes them, checked."""
     kind = check_choice("scores", scores, SCORES)
     check_threshold("score_threshold", score_threshold)
     check_threshold("iou_threshold", iou_threshold)
@@ -169,45 +175,54 @@ def _options(
         iou_threshold,
         max_detections,
         four_variances(variances),
-        max_log_scale,
-        check_choice("nms", nms, NMS),
-        sigma,
-        kind,
-    )
+        _background(background_index, kind),
+        _bounds(bounds),
+    ), (max_log_scale, check_choice("nms", nms, NMS), sigma, kind)
 
 
 _known_options = remembered(_options)
 
 
 def _check_tensors(
-    deltas: list[Tensor], logits: list[Tensor], priors: Tensor, background: int
-) -> int:
-    """Checks the heads' outputs; returns the batch size."""
+    deltas: list[Tensor],
+    logits: list[Tensor],
+    priors: Tensor,
+    image_clip: Tensor | None,
+    options: Options,
+) -> None:
+    """Checks the heads' outputs, and bounds for each image if there are any."""
+    background = options[0][-2]
     batch, classes = check_levels(deltas, logits, priors, max(background, 0))
     if classes * priors.size(0) > 2**32:
         raise ValueError(
             f"logits: expected at most 2**32 numbers an image, got {classes * priors.size(0)}; "
             f"detect fewer classes or priors at a time"
         )
-    return batch
+    if image_clip is not None:
+        check_boxes("clip", image_clip)
+        if image_clip.size(0) != batch:
+            raise ValueError(
+                f"clip: expected ({batch}, 4), bounds for each image, got {describe(image_clip)}"
+            )
+        check_device(priors=priors, clip=image_clip)
 
 
 def _call(
-    tensors: Sequence[Tensor],
+    tensors: Sequence[Tensor | None],
     deltas: list[Tensor],
     logits: list[Tensor],
     priors: Tensor,
-    options: tuple[Any, ...],
-    background: int,
-    bounds: tuple[list[float] | None, Tensor | None],
+    image_clip: Tensor | None,
+    options: Options,
 ) -> Detections:
-    *first, max_log_scale, nms, sigma, kind = options
-    arguments = (*first, background, *bounds, max_log_scale, nms, sigma, kind)
-    # Entering no_grad takes as long as some detections: only where there would be a graph.
-    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
-        return Detections(*torch.ops.ssd_fast.detect.default(deltas, logits, priors, *arguments))
-    with torch.no_grad():
-        return Detections(*torch.ops.ssd_fast.detect.default(deltas, logits, priors, *arguments))
+    before, after = options
+    arguments = (deltas, logits, priors, *before, image_clip, *after)
+    if torch.is_grad_enabled():
+        for x in tensors:  # a loop, see `are_plain`
+            if x is not None and x.requires_grad:
+                with torch.no_grad():  # only here, for to enter it takes as long as a detection
+                    return Detections(*_operator(*arguments))
+    return Detections(*_operator(*arguments))
 
 
 def detect_reference(
@@ -229,6 +244,9 @@ def detect_reference(
 ) -> Detections:
     """The definition of `detect`, in plain PyTorch; float64 too."""
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
+    if isinstance(background_index, int):
+        background_index = resolve_background(background_index, delta_levels, logit_levels, priors)
+    bounds, image_clip = (None, clip) if isinstance(clip, Tensor) else (clip, None)
     kind = check_choice("scores", scores, SCORES)
     found = _detect(
         delta_levels,
@@ -239,8 +257,9 @@ def detect_reference(
         iou_threshold,
         max_detections,
         variances,
-        _background(background_index, kind, delta_levels, logit_levels, priors),
-        *_bounds(clip, delta_levels[0].size(0), priors),
+        _background(background_index, kind),
+        _bounds(bounds),
+        image_clip,
         max_log_scale,
         check_choice("nms", nms, NMS),
         sigma,
@@ -309,16 +328,9 @@ def _candidates(
     return torch.cat(priors), torch.cat(labels)
 
 
-def _background(
-    background_index: int | None,
-    kind: int,
-    deltas: list[Tensor],
-    logits: list[Tensor],
-    priors: Tensor,
-) -> int:
+def _background(background_index: int | None, kind: int) -> int:
     """The index that the operator takes."""
     if background_index is not None:
-        background_index = resolve_background(background_index, deltas, logits, priors)
         check_count("background_index", background_index)
         return background_index
     if kind != SCORES["sigmoid"]:
@@ -329,18 +341,10 @@ def _background(
     return NO_BACKGROUND
 
 
-def _bounds(clip: Clip, batch: int, priors: Tensor) -> tuple[list[float] | None, Tensor | None]:
-    """What the operator takes for ``clip``: 4 numbers, or a (B, 4) tensor."""
+def _bounds(clip: Sequence[float] | None) -> list[float] | None:
+    """What the operator takes for the bounds of all images."""
     if clip is None:
-        return None, None
-    if isinstance(clip, Tensor):
-        check_boxes("clip", clip)
-        if clip.size(0) != batch:
-            raise ValueError(
-                f"clip: expected ({batch}, 4), bounds for each image, got {describe(clip)}"
-            )
-        check_device(priors=priors, clip=clip)
-        return None, clip
+        return None
     try:
         bounds = [float(bound) for bound in clip]
     except (TypeError, ValueError):
@@ -350,7 +354,7 @@ def _bounds(clip: Clip, batch: int, priors: Tensor) -> tuple[list[float] | None,
             f"clip: expected 4 numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, or a (B, 4) "
             f"tensor of them, got {clip!r}"
         )
-    return bounds, None
+    return bounds
 
 
 def _fake(
@@ -382,3 +386,5 @@ register(
     fake=_fake,
     cuda="detect.launch_detect",
 )
+
+_operator = torch.ops.ssd_fast.detect.default  # looked up once
