@@ -333,7 +333,7 @@ class MultiBoxLoss(Float32Buffers):
         if dist.is_available() and dist.is_initialized():
             processes = dist.get_world_size(self.group)
             dist.all_reduce(count, group=self.group)
-        return count.clamp(min=1) / processes
+        return count.clamp(min=1).float() / processes
 
 
 _FOCAL_ONLY: dict[str, Any] = {"alpha": 0.25, "gamma": 2.0}

@@ -153,6 +153,21 @@ def test_bad_arguments():
         MultiBoxLoss(PRIORS.double())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_world_counts_in_float32_whatever_the_default_dtype(dtype):
+    deltas, logits, targets = batch()
+    criterion = MultiBoxLoss(PRIORS, normalizer="world")
+    expected = criterion(deltas, logits, targets)
+    torch.set_default_dtype(dtype)
+    try:
+        found = criterion(deltas, logits, targets)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, loss in expected.items():
+        assert found[name].dtype == torch.float32
+        assert found[name].equal(loss)
+
+
 def test_without_a_process_group_the_world_is_this_process():
     deltas, logits, targets = batch()
     world = MultiBoxLoss(PRIORS, normalizer="world")(deltas, logits, targets)

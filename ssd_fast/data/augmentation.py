@@ -127,7 +127,7 @@ class Augmentation:
             raise ValueError(
                 f"image: expected (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}"
             )
-        zoom, crop, flip, colour = torch.rand(4, generator=generator).tolist()
+        zoom, crop, flip, colour = torch.rand(4, generator=generator, dtype=torch.float32).tolist()
         boxes = target["boxes"]
         height, width = image.shape[1:]
         window: Window = (0.0, 0.0, float(width), float(height))
@@ -138,7 +138,7 @@ class Augmentation:
         subjects = boxes[objects]
         if crop < self.crop and (len(subjects) or self.recipe == "caffe"):
             # Where there is no object to show, a crop shows the image: no canvas without it.
-            shown = subjects if len(subjects) else torch.tensor([[0.0, 0.0, width, height]])
+            shown = subjects if len(subjects) else boxes.new_tensor([[0.0, 0.0, width, height]])
             window, inside = draw_crop(window, shown, self.recipe, generator)
             # Of a region to ignore any part stays one, wherever its centre is.
             keep = keep.masked_scatter(objects, inside[: len(subjects)])

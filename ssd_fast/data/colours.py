@@ -72,7 +72,7 @@ def draw_steps(generator: torch.Generator) -> Steps:
         and another order of the channels: each in half of the cases.
     """
     brightness, contrast, saturation, hue = _draw(generator)
-    first, permuted = (torch.rand(2, generator=generator) < 0.5).tolist()
+    first, permuted = (torch.rand(2, generator=generator, dtype=torch.float32) < 0.5).tolist()
     red, green, blue = torch.randperm(3, generator=generator).tolist()
     return Steps(
         1 + 0.125 * brightness,
@@ -132,7 +132,7 @@ def thumbnail(image: Tensor) -> Tensor:
 
 def _draw(generator: torch.Generator) -> list[float]:
     """Four strengths in [-1, 1], each 0 in half of the cases."""
-    coins, draws = torch.rand(2, 4, generator=generator).tolist()
+    coins, draws = torch.rand(2, 4, generator=generator, dtype=torch.float32).tolist()
     return [2 * draw - 1 if coin < 0.5 else 0.0 for coin, draw in zip(coins, draws, strict=True)]
 
 

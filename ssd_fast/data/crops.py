@@ -40,7 +40,7 @@ def draw_canvas(
     Returns:
         The canvas as a window on the image.
     """
-    zoom, left, top = torch.rand(3, generator=generator).tolist()
+    zoom, left, top = torch.rand(3, generator=generator, dtype=torch.float32).tolist()
     zoom = 1 + (max_zoom - 1) * zoom
     across, down = zoom * width, zoom * height
     if recipe == "torchvision":
@@ -101,9 +101,9 @@ def draw_windows(canvas: Window, recipe: Recipe, generator: torch.Generator) -> 
     Returns:
         (trials, 4) corners, fewer where some were dropped.
     """
-    draws = torch.rand(_TRIALS[recipe], 4, generator=generator)
+    draws = torch.rand(_TRIALS[recipe], 4, generator=generator, dtype=torch.float32)
     x1, y1, x2, y2 = canvas
-    whole, origin = torch.tensor([x2 - x1, y2 - y1]), torch.tensor([x1, y1])
+    whole, origin = draws.new_tensor([x2 - x1, y2 - y1]), draws.new_tensor([x1, y1])
     if recipe == "torchvision":
         size = (whole * (_MIN_SCALE + (1 - _MIN_SCALE) * draws[:, :2])).floor_()
         aspect = size[:, 0] / size[:, 1]

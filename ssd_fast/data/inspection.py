@@ -140,7 +140,7 @@ class _Tally:
         self._images_of: Counter[str] = Counter()
         self._difficult_of: Counter[str] = Counter()
         self._sizes: Counter[tuple[int, int]] = Counter()
-        self._sides = [torch.zeros(0, 2)]
+        self._sides = [torch.zeros(0, 2, dtype=torch.float32)]
         self._empty = 0
 
     def begin(self, name: str, class_names: tuple[str, ...]) -> None:
@@ -163,7 +163,7 @@ class _Tally:
         self._difficult_of.update(label for label, flag in zip(labels, hard, strict=True) if flag)
         self._sizes[size] += 1
         sides = target["boxes"][:, 2:] - target["boxes"][:, :2]
-        self._sides.append(sides / torch.tensor(size))
+        self._sides.append(sides / sides.new_tensor(size))
 
     def inspection(self, problems: tuple[Problem, ...]) -> Inspection:
         """The sums."""

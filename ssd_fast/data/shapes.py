@@ -164,10 +164,10 @@ def _draw_outline(random: Random, size: int) -> _Object:
     left, top = random.uniform(0, size - width), random.uniform(0, size - height)
     rows = slice(math.floor(top), min(math.ceil(top + height), size))
     columns = slice(math.floor(left), min(math.ceil(left + width), size))
-    x = torch.arange(columns.start, columns.stop) + (0.5 - left + scale * x1)
-    y = (torch.arange(rows.start, rows.stop) + (0.5 - top + scale * y1)).unsqueeze(1)
+    x = torch.arange(columns.start, columns.stop, dtype=torch.float32) + (0.5 - left + scale * x1)
+    y = torch.arange(rows.start, rows.stop, dtype=torch.float32) + (0.5 - top + scale * y1)
     box = (left, top, left + width, top + height)
-    return _Object(label, box, rows, columns, _coverage(outline, scale, x, y))
+    return _Object(label, box, rows, columns, _coverage(outline, scale, x, y.unsqueeze(1)))
 
 
 def _coverage(outline: _Outline, scale: float, x: Tensor, y: Tensor) -> Tensor:
@@ -175,7 +175,8 @@ def _coverage(outline: _Outline, scale: float, x: Tensor, y: Tensor) -> Tensor:
     if not outline.half_planes:
         distance = torch.sqrt(x * x + y * y) - scale
     else:
-        nx, ny, d = torch.tensor(outline.half_planes).view(-1, 3, 1, 1).unbind(1)
+        planes = torch.tensor(outline.half_planes, dtype=torch.float32)
+        nx, ny, d = planes.view(-1, 3, 1, 1).unbind(1)
         distance = (nx * x + (ny * y - d * scale)).amax(0)
     return distance.neg_().add_(0.5).clamp_(0.0, 1.0)
 
@@ -220,7 +221,7 @@ def _blend(first: Sequence[float], second: Sequence[float], weight: Tensor) -> T
 
 
 def _column(colour: Sequence[float]) -> Tensor:
-    return torch.tensor(colour).mul_(255.0).view(3, 1, 1)
+    return torch.tensor(colour, dtype=torch.float32).mul_(255.0).view(3, 1, 1)
 
 
 def _draw_texture(random: Random, height: int, width: int) -> Tensor:
@@ -239,7 +240,8 @@ def _textures(size: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     fields = []
     for grain in (3, 12, 40, 120):
-        coarse = torch.rand(1, 1, side // grain + 2, side // grain + 2, generator=generator)
+        shape = (1, 1, side // grain + 2, side // grain + 2)
+        coarse = torch.rand(shape, generator=generator, dtype=torch.float32)
         fine = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic")
         fields.append(fine[0, 0].clamp_(0.0, 1.0))
     axis = torch.arange(side, dtype=torch.float32)

@@ -262,7 +262,8 @@ def _bounds(batch: ImageList) -> tuple[float, float, float, float] | Tensor:
     bounds = [(0.0, 0.0, float(width), float(height)) for height, width in batch.image_sizes]
     if len(set(bounds)) == 1:
         return bounds[0]
-    return torch.tensor(bounds, device=batch.tensors.device).reshape(-1, 4)
+    rows = torch.tensor(bounds, dtype=torch.float32, device=batch.tensors.device)
+    return rows.reshape(-1, 4)
 
 
 def _detections(

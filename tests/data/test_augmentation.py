@@ -200,16 +200,25 @@ def test_colour_leaves_grey_grey_and_turns_hue() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("objects", [slice(None), slice(0)], ids=["objects", "none"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_another_default_dtype_is_none_of_its_business(recipe: Recipe) -> None:
+def test_another_default_dtype_is_none_of_its_business(
+    recipe: Recipe, objects: slice, dtype: torch.dtype
+) -> None:
     image, target = scene()
-    torch.set_default_dtype(torch.float64)
+    target = {name: rows[objects] for name, rows in target.items()}
+    augmentation = Augmentation(64, recipe=recipe, zoom_out=1.0, crop=1.0, colour=1.0)
+    pixels, result = augmentation(image, target, seeded(1))
+    torch.set_default_dtype(dtype)
     try:
-        augmentation = Augmentation(64, recipe=recipe, zoom_out=1.0, crop=1.0, colour=1.0)
-        pixels, result = augmentation(image, target, seeded(1))
+        again, same = augmentation(image, target, seeded(1))
     finally:
         torch.set_default_dtype(torch.float32)
-    assert (pixels.dtype, result["boxes"].dtype) == (torch.uint8, torch.float32)
+    assert again.equal(pixels)
+    for name, rows in result.items():
+        assert same[name].dtype == rows.dtype
+        assert same[name].equal(rows), name
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ssd_fast.data import ShapesDataset, collate
-from ssd_fast.data.shapes import _draw_outline, _place_objects
+from ssd_fast.data.shapes import _draw_outline, _place_objects, _textures
 
 
 def test_a_scene_depends_on_seed_and_index_alone() -> None:
@@ -20,6 +20,20 @@ def test_a_scene_depends_on_seed_and_index_alone() -> None:
         assert torch.equal(target["labels"], forward[i][1]["labels"])
     assert not torch.equal(forward[0][0], forward[1][0])
     assert not torch.equal(ShapesDataset(6, seed=4)[0][0], forward[0][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_draws_the_same_scenes(dtype: torch.dtype) -> None:
+    image, target = ShapesDataset(2, size=83)[1]
+    _textures.cache_clear()
+    torch.set_default_dtype(dtype)
+    try:
+        again, same = ShapesDataset(2, size=83)[1]
+    finally:
+        torch.set_default_dtype(torch.float32)
+        _textures.cache_clear()
+    assert again.equal(image)
+    assert same["boxes"].equal(target["boxes"])
 
 
 def test_a_worker_draws_the_same_scenes() -> None:
