@@ -206,12 +206,11 @@ def test_deltas_that_are_not_finite_have_the_gradient_of_pytorch(value, columns,
     (deltas, logits), objects = _heads(), _objects()
     deltas[..., columns] = value
     double = [x.double() for x in (deltas, logits, PRIORS, objects.boxes)]
-    options = {"box_loss": box_loss}
-    expected = loss_and_gradients(multibox_loss_reference, *double, *objects[1:], **options)
-    actual = loss_and_gradients(multibox_loss, deltas, logits, PRIORS, *objects, **options)
-    for k in (0, 3):
+    single, loss = (deltas, logits, PRIORS, *objects), {"box_loss": box_loss}
+    expected = loss_and_gradients(multibox_loss_reference, *double, *objects[1:], **loss)
+    for k, actual in enumerate(loss_and_gradients(multibox_loss, *single, **loss)):
         torch.testing.assert_close(
-            actual[k].double(), expected[k].double(), rtol=1e-4, atol=1e-6, equal_nan=True
+            actual.double(), expected[k].double(), rtol=1e-4, atol=1e-6, equal_nan=True
         )
 
 
