@@ -7,9 +7,9 @@ from torch import Tensor
 
 from benchmarks.cases import IMAGE_SIZE, make_case
 from benchmarks.harness import Contender, SideBySide
-from benchmarks.limits import Work
 from benchmarks.peers import amdegroot, lufficc, torchvision_ssd
 from benchmarks.peers.torchvision_installed import installed_torchvision
+from benchmarks.yardsticks import Work
 from ssd_fast import ops
 from ssd_fast.ops.decode import decode_reference
 from ssd_fast.testing import assert_close

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.cases import make_case, without_background
 from benchmarks.detectors import FLAT, SIGMOIDS, TRAINED, detect_contenders
 from benchmarks.harness import SideBySide
-from benchmarks.limits import Work
+from benchmarks.yardsticks import Work
 
 
 @pytest.mark.parametrize("classes", [21, 81])

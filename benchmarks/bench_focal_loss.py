@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.cases import Case, make_case
 from benchmarks.focal_losses import PLAIN, Loss, class_losses
 from benchmarks.harness import Contender, SideBySide
-from benchmarks.limits import Work
+from benchmarks.yardsticks import Work
 from ssd_fast.testing import assert_close
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from benchmarks.cases import Case, make_case
 from benchmarks.harness import Contender, SideBySide
-from benchmarks.limits import Work
 from benchmarks.peers import amdegroot, lufficc, nvidia, torchvision_ssd
 from benchmarks.peers.torchvision_installed import installed_torchvision
+from benchmarks.yardsticks import Work
 from ssd_fast import ops
 from ssd_fast.ops.match import match_reference
 

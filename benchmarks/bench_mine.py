@@ -7,8 +7,8 @@ from torch import Tensor
 
 from benchmarks.cases import make_case
 from benchmarks.harness import Contender, SideBySide
-from benchmarks.limits import Work
 from benchmarks.peers import lufficc
+from benchmarks.yardsticks import Work
 from ssd_fast import ops
 from ssd_fast.ops.mine import mine_reference
 

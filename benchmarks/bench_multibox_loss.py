@@ -6,7 +6,6 @@ import torch
 
 from benchmarks.cases import Case, make_case
 from benchmarks.harness import SideBySide
-from benchmarks.limits import Work
 from benchmarks.losses import (
     SYSTEMS,
     loss_contenders,
@@ -15,6 +14,7 @@ from benchmarks.losses import (
     of_torchvision,
     ssd_fast,
 )
+from benchmarks.yardsticks import Work
 
 FEW = (ssd_fast, of_amdegroot, of_torchvision)
 WITHOUT_OBJECTS = (ssd_fast, of_torchvision)  # the others fail on empty images

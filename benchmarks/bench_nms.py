@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Contender, SideBySide
-from benchmarks.limits import Work
 from benchmarks.peers import amdegroot, qfgaohao
 from benchmarks.peers.torchvision_installed import installed_torchvision
+from benchmarks.yardsticks import Work
 from ssd_fast import ops
 from ssd_fast.ops.nms import nms_reference
 from ssd_fast.testing import CROWDS, crowded_boxes, seeded

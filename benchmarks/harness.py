@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 if TYPE_CHECKING:
-    from benchmarks.limits import Work
+    from benchmarks.yardsticks import Work
 
 Cache = Literal["cold", "hot"]
 
@@ -85,7 +85,7 @@ class SideBySide:
             contenders: who is compared; the first is the one the others are measured against.
             caches: the states of the caches to time with, a group of rows each.
             threads: of PyTorch.
-            work: what a yardstick in the report is made of, see `benchmarks.limits`.
+            work: what a yardstick in the report is made of, see `benchmarks.yardsticks`.
         """
         self.benchmark._mode = "side_by_side"  # or pytest-benchmark warns of an unused fixture
         with threads_of_torch(threads):
@@ -99,7 +99,7 @@ class SideBySide:
                     "baseline": contenders[0].name,
                 }
                 if work is not None:
-                    facts["limit"], facts["limit_seconds"] = work.limit(cache)
+                    facts["limit"], facts["limit_seconds"] = work.yardstick(cache)
                 for contender, durations in zip(contenders, zip(*rounds, strict=True), strict=True):
                     self._report(f"{title}, {cache}", contender.name, durations, facts)
 

@@ -33,7 +33,7 @@ class Work:
     written: int = 0
     exponentials: int = 0
 
-    def limit(self, cache: Cache) -> tuple[str, float]:
+    def yardstick(self, cache: Cache) -> tuple[str, float]:
         """Which of them takes longest, in words, and its seconds."""
         times = {
             f"reading {_amount(self.read)}": reading(self.read, cache),
