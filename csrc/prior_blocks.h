@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <limits>
 #include <vector>
 
@@ -42,25 +43,36 @@ class PriorBlocks {
     const int64_t groups = (blocks_ + kGroup - 1) / kGroup;
     block_bounds.resize(groups * kGroup);
     group_bounds.resize((groups + kGroup - 1) / kGroup * kGroup);
+    last_group_ = std::max<int64_t>(groups - 1, 0);
     // Boxes of NaN overlap nothing and bound nothing.
-    std::fill_n(last_, 4 * kBlock, std::numeric_limits<float>::quiet_NaN());
-    if (P > 0) std::copy(priors + 4 * kBlock * (blocks_ - 1), priors + 4 * P, last_);
+    std::fill(std::copy(priors + kGroupFloats * last_group_, priors + 4 * P, last_boxes_),
+              std::end(last_boxes_), std::numeric_limits<float>::quiet_NaN());
   }
 
   int64_t blocks() const { return blocks_; }
 
-  // The sixteen boxes of a block.
+  // The sixteen boxes of a block. Only the last one is taken from the copy, so that this branch is
+  // easy to predict.
   const float* boxes(int64_t block) const {
-    return block + 1 < blocks_ ? priors_ + 4 * kBlock * block : last_;
+    return block + 1 < blocks_ ? priors_ + 4 * kBlock * block
+                               : last_boxes_ + 4 * kBlock * (block % kGroup);
+  }
+
+  // The boxes of a group, block after block.
+  const float* group_boxes(int64_t group) const {
+    return group < last_group_ ? priors_ + kGroupFloats * group : last_boxes_;
   }
 
   // Of each block and of each group, both padded to whole groups by bounds of nothing.
   Bounds block_bounds, group_bounds;
 
  private:
+  static constexpr int64_t kGroupFloats = 4 * kBlock * kGroup;
+
   const float* priors_ = nullptr;
   int64_t blocks_ = 0;
-  float last_[4 * kBlock];
+  int64_t last_group_ = 0;
+  float last_boxes_[kGroupFloats];  // of the last group, and NaN behind them
 };
 
 }  // namespace ssd_fast

@@ -277,10 +277,22 @@ inline void load_row_as_floats(const T* row, int64_t channel_stride, int64_t cha
   }
 }
 
-// Lane i of the result combines the lanes of row_at(i), or of row_at[i], in an order of its own:
-// of sums it is a rough one, of minima and maxima the exact one. Rows are asked for once and in
-// order, so that few of them are held in registers at a time.
-template <int64_t kFirst, int64_t kCount, typename RowAt, typename Combine>
+// Of each four lanes two of `a`, then two of `b`: kOrder holds the four places, two bits each.
+template <int kOrder>
+inline Floats shuffle(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(
+      _mm512_shuffle_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), kOrder));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Floats>(
+      _mm256_shuffle_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), kOrder));
+#else
+  return Floats{a[kOrder & 3], a[kOrder >> 2 & 3], b[kOrder >> 4 & 3], b[kOrder >> 6 & 3]};
+#endif
+}
+
+// The part of combine_rows and combine_fours that kCount rows are, of items of kWidth lanes each.
+template <int64_t kWidth, int64_t kFirst, int64_t kCount, typename RowAt, typename Combine>
 SSD_FAST_INLINE Floats combine_some(const RowAt& row_at, const Combine& combine) {
   if constexpr (kCount == 1) {
     if constexpr (std::is_invocable_v<RowAt, int64_t>) {
@@ -289,14 +301,14 @@ SSD_FAST_INLINE Floats combine_some(const RowAt& row_at, const Combine& combine)
       return row_at[kFirst];
     }
   } else {
-    const Floats left = combine_some<kFirst, kCount / 2>(row_at, combine);
-    const Floats right = combine_some<kFirst + kCount / 2, kCount / 2>(row_at, combine);
+    const Floats left = combine_some<kWidth, kFirst, kCount / 2>(row_at, combine);
+    const Floats right = combine_some<kWidth, kFirst + kCount / 2, kCount / 2>(row_at, combine);
 #if defined(__AVX512F__)
     const __m512 a = reinterpret_cast<__m512>(left), b = reinterpret_cast<__m512>(right);
-    if constexpr (kCount == 2) {
+    if constexpr (kWidth * kCount == 2) {
       return combine(reinterpret_cast<Floats>(_mm512_unpacklo_ps(a, b)),
                      reinterpret_cast<Floats>(_mm512_unpackhi_ps(a, b)));
-    } else if constexpr (kCount == 4) {
+    } else if constexpr (kWidth * kCount == 4) {
       const __m512d c = reinterpret_cast<__m512d>(left), d = reinterpret_cast<__m512d>(right);
       return combine(reinterpret_cast<Floats>(_mm512_unpacklo_pd(c, d)),
                      reinterpret_cast<Floats>(_mm512_unpackhi_pd(c, d)));
@@ -306,7 +318,7 @@ SSD_FAST_INLINE Floats combine_some(const RowAt& row_at, const Combine& combine)
     }
 #elif defined(__AVX2__)
     const __m256 a = reinterpret_cast<__m256>(left), b = reinterpret_cast<__m256>(right);
-    if constexpr (kCount < 8) {
+    if constexpr (kWidth * kCount < 8) {
       return combine(reinterpret_cast<Floats>(_mm256_shuffle_ps(a, b, 0x88)),
                      reinterpret_cast<Floats>(_mm256_shuffle_ps(a, b, 0xdd)));
     } else {
@@ -325,9 +337,25 @@ SSD_FAST_INLINE Floats combine_some(const RowAt& row_at, const Combine& combine)
   }
 }
 
+// Lane i of the result combines the lanes of row_at(i), or of row_at[i], in an order of its own:
+// of sums it is a rough one, of minima and maxima the exact one. Rows are asked for once and in
+// order, so that few of them are held in registers at a time.
 template <typename RowAt, typename Combine>
 SSD_FAST_INLINE Floats combine_rows(const RowAt& row_at, const Combine& combine) {
-  return combine_some<0, kLanes>(row_at, combine);
+  return combine_some<1, 0, kLanes>(row_at, combine);
+}
+
+// The same with four lanes in place of one: four i of the result combines the fours of row_at(i).
+template <typename RowAt, typename Combine>
+SSD_FAST_INLINE Floats combine_fours(const RowAt& row_at, const Combine& combine) {
+  return combine_some<4, 0, kLanes / 4>(row_at, combine);
+}
+
+// Each lane of a four becomes all of its four combined.
+template <typename Combine>
+inline Floats fold_fours(Floats values, const Combine& combine) {
+  values = combine(values, shuffle<0x4e>(values, values));
+  return combine(values, shuffle<0xb1>(values, values));
 }
 
 // All lanes combined, halves upon halves: of sixteen numbers, added to kLanes of them as halves

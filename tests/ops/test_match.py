@@ -12,7 +12,7 @@ from ssd_fast.testing import SCENES, adversarial_objects, random_boxes, random_o
 ASSIGNS = ["last", "bipartite", "none"]
 
 
-@pytest.mark.parametrize("P", [1, 15, 16, 17, 257, 8732])
+@pytest.mark.parametrize("P", [1, 15, 16, 17, 256, 257, 8732])
 def test_equals_reference(device, P) -> None:
     """Every option on ordinary batches, one image of them empty."""
     priors = random_boxes(P, seeded(P))
