@@ -39,9 +39,9 @@ class Float32Buffers(nn.Module):
     def _move(self, name: str, old: Tensor, device: torch.device) -> None:
         # Values of buffers that are on the meta device, where these have none.
         kept: dict[str, Tensor] = self.__dict__.setdefault("_kept", {})
-        old = kept.pop(name, old) if old.is_meta else old
-        if old.is_meta:
+        value = kept.pop(name, None) if old.is_meta else old
+        if value is None or value.shape != old.shape:  # it never had one, or is another by now
             return
         if device.type == "meta":
-            kept[name] = old
-        setattr(self, name, old.to(device))
+            kept[name] = value
+        setattr(self, name, value.to(device))

@@ -116,6 +116,13 @@ def test_priors_stay_float32(change):
     assert module.to("meta")[1].priors.is_meta
 
 
+def test_priors_come_back_from_the_meta_device_unless_they_are_others_by_now():
+    module = MultiBoxLoss(PRIORS).to("meta")
+    assert module.to_empty(device="cpu").priors.equal(PRIORS)
+    module.to("meta").priors = PRIORS[:3].to("meta")
+    assert module.to_empty(device="cpu").priors.shape == (3, 4)
+
+
 def test_priors_are_not_saved_and_not_shared():
     module = MultiBoxLoss(PRIORS)
     assert not module.state_dict()
