@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "multiply_add.h"
 #include "simd.h"
 
 namespace ssd_fast::SSD_FAST_ISA {
@@ -14,16 +15,17 @@ inline Floats exp(Floats x) {
   const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   // In this order a NaN stays, and makes everything NaN.
   const Floats clamped = max(splat(-110.0f), min(splat(89.0f), x));
-  const Floats rounded = clamped * 1.44269504088896341f + kRound;
+  const Floats rounded = multiply_add(clamped, splat(1.44269504088896341f), splat(kRound));
   const Floats n = rounded - kRound;
-  const Floats r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  const Floats whole = multiply_add(n, splat(-0.693359375f), clamped);
+  const Floats r = multiply_add(n, splat(2.12194440e-4f), whole);
   Floats p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = (p * r) * r + r + 1.0f;
+  p = multiply_add(p, r, splat(1.3981999507e-3f));
+  p = multiply_add(p, r, splat(8.3334519073e-3f));
+  p = multiply_add(p, r, splat(4.1665795894e-2f));
+  p = multiply_add(p, r, splat(1.6666665459e-1f));
+  p = multiply_add(p, r, splat(5.0000001201e-1f));
+  p = multiply_add(p * r, r, r) + 1.0f;
 #if defined(__AVX512F__)
   return reinterpret_cast<Floats>(
       _mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
