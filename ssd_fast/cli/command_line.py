@@ -8,6 +8,8 @@ what it needs when it runs, so that `--help` is quick and `info` works without a
 from __future__ import annotations
 
 import dataclasses
+import os
+import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ __all__ = ["main"]
 _DESCRIPTION = "SSD300 on fused kernels: train, evaluate and predict. To see it work: ssd-fast demo"
 _USER_ERROR = 2
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_NOBODY_READS = 141  # 128 + SIGPIPE
 
 
 class _Command(Protocol):
@@ -35,19 +38,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; None takes the process's.
 
     Returns:
-        The exit status: 0, 2 for an error of the user, 128 + the signal's number if interrupted.
+        The exit status: 0, 2 for an error of the user, 128 + the signal's number if interrupted or
+        if nobody reads the output any more.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        return _parse(arguments).run()
+        status = _parse(arguments).run()
+        sys.stdout.flush()
+        return status
+    except SystemExit:  # of --help, which has printed
+        if _nobody_reads():
+            return _NOBODY_READS
+        raise
     except KeyboardInterrupt:
         print("ssd-fast: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except (ValueError, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return _NOBODY_READS
         if sys.flags.dev_mode or not _is_users(error):
             raise
         print(f"ssd-fast: error: {_one_line(error)}", file=sys.stderr)
         return _USER_ERROR
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of the output, such as `head`, has gone; then nothing more is written."""
+    try:
+        number = sys.stdout.fileno()
+    except OSError:  # somebody else's stream, without a file
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:  # what is left in the buffer goes nowhere, or Python would complain of it at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return gone
 
 
 def _parse(arguments: Sequence[str]) -> _Command:

@@ -108,6 +108,19 @@ def wait_for(condition: Callable[[], bool], process: multiprocessing.Process) ->
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"]], ids=" ".join)
+def test_output_that_nobody_reads_is_no_error(arguments: list[str]):
+    """As of `ssd-fast info | head -1`, whose reader goes early."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        command = [sys.executable, "-m", "ssd_fast.cli", *arguments]
+        result = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(theirs)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
 def test_a_second_run_in_the_folder_is_refused(ssd_fast: Callable, tmp_path: Path):
     # From another process: a lock is nothing to the process that holds it.
     ours, theirs = os.pipe()
