@@ -199,7 +199,8 @@ def _check_decay(
         fits = near & possible[:, label]
         fits &= (low[:, label] <= score) & (score <= high[:, label])
         assert bool(fits.any()), f"{what}: no prior gives class {label}, {box}, score {score}"
-        prior = int(fits.nonzero()[0])
+        must = fits & certain[:, label]  # where boxes coincide, first those that had to be found
+        prior = int((must if bool(must.any()) else fits).nonzero()[0])
         assert score > score_threshold - margin, f"{what}: its score is below the threshold"
         possible[prior, label] = certain[prior, label] = False
         better = certain & (low * (1 - band) > score) & (low > score_threshold + margin)

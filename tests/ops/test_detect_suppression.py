@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -149,6 +149,20 @@ def test_reference_equals_an_oracle(seed, nms, kind, options) -> None:
         assert image["scores"].tolist() == pytest.approx([r[0] for r in rows], rel=tolerance, abs=0)
 
 
+@example(  # two of six boxes that coincide are found, and a tie leaves open which others compete
+    seed=238,
+    nms="soft-linear",
+    kind="ties",
+    dtype=torch.float32,
+    name=SETS[0],
+    options={
+        "score_threshold": -0.1,
+        "iou_threshold": 0.45,
+        "top_k": 5,
+        "max_detections": 200,
+        "sigma": 0.5,
+    },
+)
 @given(
     seed=st.integers(0, 2**31),
     nms=st.sampled_from(WORDS),
