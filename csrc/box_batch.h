@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The box losses of positives and their gradients, many rows at a time. Contract:
-// ssd_fast/ops/_multibox.py. Torch-free.
+// ssd_fast/ops/_loss_reference.py. Torch-free.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 #include "box.h"
 #include "box_losses.h"
-#include "box_rows.h"
 #include "doubles.h"
+#include "loss_rows.h"
 #include "rows.h"
 
 namespace ssd_fast::SSD_FAST_ISA {

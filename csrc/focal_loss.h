@@ -17,9 +17,9 @@
 #include <vector>
 
 #include "box_batch.h"
-#include "box_rows.h"
 #include "exponential.h"
 #include "instruction_set.h"
+#include "loss_rows.h"
 #include "match.h"
 #include "rows.h"
 #include "scratch.h"

@@ -10,11 +10,11 @@
 #include <vector>
 
 #include "box_batch.h"
-#include "box_rows.h"
 #include "doubles.h"
 #include "exponential_sums.h"
 #include "gradient_rows.h"
 #include "instruction_set.h"
+#include "loss_rows.h"
 #include "match.h"
 #include "mine.h"
 #include "mining_keys.h"

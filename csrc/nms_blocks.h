@@ -15,11 +15,11 @@
 
 #include <cstdint>
 
-#include "blocks.h"
 #include "box.h"
 #include "nms_ranking.h"
 #include "nms_segments.h"
 #include "nms_tiles.h"
+#include "thread_blocks.h"
 
 namespace ssd_fast {
 

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "blocks.h"
 #include "box.h"
+#include "thread_blocks.h"
 
 namespace ssd_fast {
 

@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "blocks.h"
 #include "box.h"
 #include "nms_ranking.h"
+#include "thread_blocks.h"
 
 namespace ssd_fast {
 

@@ -4,10 +4,10 @@
 
 #include <cstdint>
 
-#include "blocks.h"
 #include "box.h"
 #include "nms_ranking.h"
 #include "nms_segments.h"
+#include "thread_blocks.h"
 
 namespace ssd_fast {
 

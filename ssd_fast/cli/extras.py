@@ -21,6 +21,6 @@ def require(purpose: str, *modules: str) -> None:
     for name in modules:
         if find_spec(name) is None:
             # Here, because it brings the datasets with it, which `--help` has no use for.
-            from ssd_fast.data.extra import missing_extra
+            from ssd_fast.data.missing_extra import missing_extra
 
             raise missing_extra(purpose, ModuleNotFoundError(name=name))

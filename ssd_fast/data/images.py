@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.data.default_device import cpu_by_default
-from ssd_fast.data.extra import missing_extra
+from ssd_fast.data.missing_extra import missing_extra
 from ssd_fast.data.problems import BrokenSample
 
 if TYPE_CHECKING:

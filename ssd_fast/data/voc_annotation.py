@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from ssd_fast.data.extra import missing_extra
+from ssd_fast.data.missing_extra import missing_extra
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

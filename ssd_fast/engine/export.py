@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssd_fast.data.extra import missing_extra
+from ssd_fast.data.missing_extra import missing_extra
 from ssd_fast.models.ssd import SSD
 
 __all__ = ["export_aoti", "export_onnx", "export_torch"]

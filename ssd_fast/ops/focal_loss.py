@@ -18,7 +18,7 @@ from ssd_fast.ops._levels import join_levels, split_rows
 from ssd_fast.ops._library import register
 from ssd_fast.ops._loss_arguments import check_loss_tensors, loss_options
 from ssd_fast.ops._loss_autograd import traced_loss
-from ssd_fast.ops._multibox import (
+from ssd_fast.ops._loss_reference import (
     assigned_rows,
     box_losses,
     box_slopes,

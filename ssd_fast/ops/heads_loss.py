@@ -19,7 +19,7 @@ from ssd_fast.ops._heads_arguments import check_heads, stand_in_maps
 from ssd_fast.ops._library import library, register
 from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS, check_loss_tensors, loss_options
 from ssd_fast.ops._loss_autograd import differentiable_once
-from ssd_fast.ops._multibox import fake_forward, loss_reference
+from ssd_fast.ops._loss_reference import fake_forward, loss_reference
 from ssd_fast.ops._sparse_convolution import (
     Level,
     are_small,

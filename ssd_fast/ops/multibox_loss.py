@@ -15,7 +15,7 @@ from ssd_fast.ops._arguments import are_plain, as_levels, resolve_background
 from ssd_fast.ops._library import register
 from ssd_fast.ops._loss_arguments import BACKWARD_OPTIONS, check_loss_tensors, loss_options
 from ssd_fast.ops._loss_autograd import eager_loss, traced_loss
-from ssd_fast.ops._multibox import (
+from ssd_fast.ops._loss_reference import (
     backward_reference,
     fake_backward,
     fake_forward,

@@ -13,7 +13,7 @@ from ssd_fast.assignment import checked_matches, ignore_regions, match_batch, va
 from ssd_fast.kernels.focal_loss import launch_focal_loss
 from ssd_fast.kernels.focal_loss_backward import launch_focal_loss_backward
 from ssd_fast.ops._levels import join_levels
-from ssd_fast.ops._multibox import box_losses, image_weights
+from ssd_fast.ops._loss_reference import box_losses, image_weights
 from ssd_fast.testing import as_maps, assert_close, random_boxes, random_objects, seeded
 
 CELLS = [(4, 5, 4), (6, 3, 3), (2, 1, 1)]

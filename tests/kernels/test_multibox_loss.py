@@ -13,7 +13,7 @@ from ssd_fast.cross_entropy import background_key, cross_entropy
 from ssd_fast.kernels.multibox_loss import launch_multibox_loss
 from ssd_fast.kernels.multibox_loss_backward import launch_multibox_loss_backward
 from ssd_fast.ops._levels import join_levels
-from ssd_fast.ops._multibox import (
+from ssd_fast.ops._loss_reference import (
     _class_targets,
     backward_reference,
     box_losses,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.ops import match, mine, multibox_loss, multibox_loss_reference
-from ssd_fast.ops._multibox import forward_reference
+from ssd_fast.ops._loss_reference import forward_reference
 from ssd_fast.testing import (
     SCENES,
     Objects,

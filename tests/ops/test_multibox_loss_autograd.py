@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.ops import multibox_loss
-from ssd_fast.ops._multibox import backward_reference
+from ssd_fast.ops._loss_reference import backward_reference
 from ssd_fast.testing import Objects, as_maps, assert_close, random_boxes, random_objects, seeded
 
 from .loss_cases import CELLS, P_CELLS, loss_and_gradients, operator_inputs, random_heads

@@ -325,7 +325,7 @@ def _operator_inputs(device, **changed) -> tuple:
 @pytest.mark.parametrize("changed", [{}, {"matches": None, "box_loss": 1}], ids=str)
 def test_registration(device, changed) -> None:
     """Schema, fake kernels and the backward against its own reference."""
-    from ssd_fast.ops._multibox import backward_reference
+    from ssd_fast.ops._loss_reference import backward_reference
 
     inputs = _operator_inputs(device, **changed)
     torch.library.opcheck(torch.ops.ssd_fast.multibox_loss.default, inputs)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What the losses share: their inputs, which object each prior answers for, and the walk over the
-// rows that were selected. Contract: ssd_fast/ops/_multibox.py. Torch-free.
+// rows that were selected. Contract: ssd_fast/ops/_loss_reference.py. Torch-free.
 #pragma once
 
 #include <algorithm>
