@@ -17,8 +17,41 @@ class Float32Buffers(nn.Module):
 
     Corners in [0, 1] have no room in 8 or 11 bits: a bfloat16 prior is off by more than a pixel.
     Nor would a model that was built on the meta device, or moved there, get back what no state dict
-    holds.
+    holds. A buffer whose values are lost all the same, for it was made on the meta device, is NaN
+    where `to_empty` gives it memory, and `check_values` says so until somebody has filled it.
     """
+
+    _unfilled: frozenset[str] = frozenset()
+
+    def check_values(self) -> None:
+        """Raises ValueError for a buffer that was made on the meta device and never filled."""
+        for name in sorted(self._unfilled):
+            if getattr(self, name).isnan().any():
+                raise self._without_values(name)
+        if self._unfilled:
+            self._unfilled = frozenset()
+
+    def values_of(self, name: str) -> Tensor:
+        """A buffer with its values, also while it is on the meta device.
+
+        Args:
+            name: of a buffer of the module's own.
+
+        Raises:
+            ValueError: it was made on the meta device and never filled.
+        """
+        buffer: Tensor = getattr(self, name)
+        kept: dict[str, Tensor] = self.__dict__.get("_kept", {})
+        value = kept.get(name, buffer) if buffer.is_meta else buffer
+        if value.is_meta or (name in self._unfilled and bool(value.isnan().any())):
+            raise self._without_values(name)
+        return value
+
+    def _without_values(self, name: str) -> ValueError:
+        return ValueError(
+            f"{name}: made on the meta device, which keeps no values; make them under"
+            f" torch.device('cpu'), or set {type(self).__name__}.{name} after to_empty()"
+        )
 
     def move_buffers(self, device: torch.device) -> None:
         """Moves the module's own buffers, those on the meta device too.
@@ -41,7 +74,10 @@ class Float32Buffers(nn.Module):
         kept: dict[str, Tensor] = self.__dict__.setdefault("_kept", {})
         value = kept.pop(name, None) if old.is_meta else old
         if value is None or value.shape != old.shape:  # it never had one, or is another by now
-            return
+            if device.type == "meta":
+                return
+            value = torch.full_like(old, torch.nan, device=device)
+            self._unfilled |= {name}
         if device.type == "meta":
             kept[name] = value
         setattr(self, name, value.to(device))

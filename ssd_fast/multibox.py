@@ -109,8 +109,9 @@ class MultiBoxLoss(Float32Buffers):
                 f"classification: expected 'softmax' or 'focal', got {classification!r}"
             )
         self.register_buffer("priors", priors.detach().clone(), persistent=False)
-        weights = None if class_weights is None else _class_weights(class_weights, priors.device)
+        weights = None if class_weights is None else _class_weights(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
+        self.move_buffers(priors.device)
         self.options: dict[str, Any] = {
             "iou_threshold": iou_threshold,
             "low_threshold": low_threshold,
@@ -200,7 +201,7 @@ class MultiBoxLoss(Float32Buffers):
     @property
     def config(self) -> dict[str, Any]:
         """The options as JSON knows them, without priors, layout and process group."""
-        weights = self.class_weights
+        weights = None if self.class_weights is None else self.values_of("class_weights")
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
         options["class_weights"] = None if weights is None else weights.tolist()
         options["classification"] = self.classification
@@ -223,6 +224,7 @@ class MultiBoxLoss(Float32Buffers):
         targets: Targets | DenseTargets,
         matches: Tensor | None,
     ) -> dict[str, Tensor]:
+        self.check_values()
         options = self.options | {"class_weights": self.class_weights}
         if self.classification == "focal":
             options = {k: v for k, v in options.items() if k not in _SOFTMAX_ONLY}
@@ -283,7 +285,7 @@ class MultiBoxLoss(Float32Buffers):
             boxes,
             offsets[:0],
             offsets,
-            class_weights=None if weights is None else weights.cpu(),
+            class_weights=None if weights is None else boxes.new_ones(classes),
             **(self.options | {"normalizer": "none", "background_index": background}),
         )
 
@@ -348,10 +350,16 @@ _SOFTMAX_ONLY: dict[str, Any] = {
 """Options that the focal loss has no use for, with their defaults."""
 
 
-def _class_weights(class_weights: Tensor | Sequence[float], device: torch.device) -> Tensor:
+def _class_weights(class_weights: Tensor | Sequence[float]) -> Tensor:
     """(C,) float32 of its own; ValueError for weights that no loss can be multiplied by."""
-    weights = torch.as_tensor(class_weights, device=device).detach()
-    weights = weights.to(torch.float32, copy=True)
+    if not isinstance(class_weights, Tensor):
+        class_weights = torch.tensor(class_weights, device="cpu")
+    weights = class_weights.detach().to(torch.float32, copy=True)
+    if weights.is_meta:
+        raise ValueError(
+            "class_weights: expected values, got a tensor on the meta device, which keeps none; pass"
+            " a list of numbers"
+        )
     if weights.dim() != 1:
         raise ValueError(
             f"class_weights: expected (C,), one for each class with the background, got"

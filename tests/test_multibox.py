@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """MultiBoxLoss: the operator as a module, its own checks, and the normalizer "world"."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -121,6 +122,45 @@ def test_priors_come_back_from_the_meta_device_unless_they_are_others_by_now():
     assert module.to_empty(device="cpu").priors.equal(PRIORS)
     module.to("meta").priors = PRIORS[:3].to("meta")
     assert module.to_empty(device="cpu").priors.shape == (3, 4)
+
+
+@pytest.mark.parametrize("classification", ["softmax", "focal"])
+def test_a_loss_built_under_the_meta_device_keeps_priors_that_have_values(classification):
+    weights = torch.arange(1.0, CLASSES + 1) if classification == "softmax" else None
+    expected = MultiBoxLoss(PRIORS, class_weights=weights, classification=classification)
+    with torch.device("meta"):
+        priors = PriorBoxes(64, (8, 4), (8, 16), (16, 32), ((2,), (2,)))()
+        numbers = None if weights is None else weights.tolist()
+        loss = MultiBoxLoss(priors, class_weights=numbers, classification=classification)
+    loss.to_empty(device="cpu")
+    assert loss(*batch()) == expected(*batch())
+
+
+def test_priors_that_the_meta_device_lost_are_an_error_until_they_are_set():
+    with torch.device("meta"):
+        loss = MultiBoxLoss(torch.empty(PRIORS.shape), class_weights=[2.0] * CLASSES)
+    expected = MultiBoxLoss(PRIORS, class_weights=[2.0] * CLASSES)(*batch())
+    deltas, logits, targets = batch()
+    losses = loss(deltas.to("meta"), logits.to("meta"), Targets.pack(targets).to("meta"))
+    assert losses["classification"].is_meta
+    lost = copy.deepcopy(loss.to_empty(device="cpu").half())
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"priors: made on the meta device, .* MultiBoxLoss.p"):
+            lost(*batch())
+    lost.priors.copy_(PRIORS)
+    assert lost(*batch()) == expected
+    with pytest.raises(ValueError, match="priors: made on the meta device"):
+        loss.values_of("priors")  # not those of its copy
+    loss.priors = PRIORS
+    assert loss(*batch()) == expected
+
+
+def test_class_weights_are_known_on_the_meta_device():
+    loss = MultiBoxLoss(PRIORS, class_weights=[0.5, 1.0]).to("meta")
+    assert loss.config["class_weights"] == [0.5, 1.0]
+    assert "class_weights=[0.5, 1.0]" in repr(loss)
+    with pytest.raises(ValueError, match="class_weights: expected values, got .* meta device"):
+        MultiBoxLoss(PRIORS, class_weights=torch.ones(2, device="meta"))
 
 
 def test_priors_are_not_saved_and_not_shared():

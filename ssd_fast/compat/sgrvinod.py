@@ -69,6 +69,7 @@ class MultiBoxLoss(Float32Buffers):
         Raises:
             ValueError: tensors that do not fit together, or an object that nothing can learn from.
         """
+        self.check_values()
         if not len(boxes) == len(labels) == predicted_locs.shape[0]:
             raise ValueError(
                 f"boxes, labels: expected one for each of the {predicted_locs.shape[0]} images, got"

@@ -225,7 +225,7 @@ class SSD(nn.Module):
         written = self._architecture["priors"]
         return {
             **self._architecture,
-            "priors": self.priors.tolist() if written is None else written,
+            "priors": self.loss.values_of("priors").tolist() if written is None else written,
             "num_classes": self.num_classes,
             "image_mean": list(self.transform.image_mean),
             "image_std": list(self.transform.image_std),
@@ -302,6 +302,7 @@ class SSD(nn.Module):
         return losses
 
     def _detect(self, batch: Tensor) -> Detections:
+        self.loss.check_values()
         return self._postprocess(*self._heads(batch), self.priors)
 
     def _postprocess(self, deltas: Any, logits: Any, priors: Tensor) -> Detections:

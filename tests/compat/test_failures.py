@@ -76,6 +76,12 @@ def test_sgrvinod_without_objects(toy):
     assert_trains_nothing(toy, compat.sgrvinod.MultiBoxLoss(toy.priors)(*arguments))
 
 
+def test_sgrvinod_without_the_values_of_its_priors(toy):
+    loss = compat.sgrvinod.MultiBoxLoss(toy.priors.to("meta")).to_empty(device="cpu")
+    with pytest.raises(ValueError, match="priors_cxcy: made on the meta device"):
+        loss(toy.deltas, toy.logits, [toy.box], [toy.label])
+
+
 def test_nvidia_encode_without_objects(toy):
     with pytest.raises(IndexError):
         nvidia.Encoder(toy.dboxes).encode(NO_BOXES, NO_LABELS)

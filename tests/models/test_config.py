@@ -45,6 +45,15 @@ def test_a_config_on_the_meta_device_keeps_its_numbers():
     assert empty.loss.class_weights.tolist() == weights["class_weights"]
 
 
+def test_priors_that_the_meta_device_lost_reach_neither_detections_nor_a_config():
+    with torch.device("meta"):
+        model = slim(priors=torch.empty(8732, 4)).eval()
+    model.to_empty(device="cpu")
+    for use in (lambda: model(torch.rand(1, 3, 300, 300)), lambda: model.config):
+        with pytest.raises(ValueError, match="priors: made on the meta device"):
+            use()
+
+
 def test_config_of_ssd512():
     with torch.device("meta"):
         assert SSD.from_config(ssd512_vgg16(3, width=0.125).config).transform.size == 512
