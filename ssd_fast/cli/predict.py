@@ -35,7 +35,8 @@ class Predict:
     weights: Path
     """File that `train` or `demo` wrote; it holds the model's description too."""
     output: Path = Path("ssd-fast-predictions")
-    """Folder for what is written."""
+    """Folder for what is written. Files of the same name are replaced, such as detections.json;
+    pictures and annotations of other images, from earlier runs, stay."""
     formats: str = "json,pictures"
     """Any of json (detections.json), jsonl (one line an image), coco (coco_results.json and
     coco_images.json), voc (voc/NAME.xml, for LabelImg) and pictures (NAME.detections.png)."""
@@ -140,6 +141,7 @@ class _Writer:
         self.class_names, self.ids, self.console = class_names, ids, console
         self.described: list[dict[str, Any]] = []
         self._names: set[str] = set()
+        self._written: set[Path] = set()
 
     def write_all(
         self, predictions: Iterable[ImagePrediction], weights: str, threshold: float
@@ -161,13 +163,20 @@ class _Writer:
             self._write("detections.jsonl", json_lines(self.described))
         if "coco" in self.formats:
             failed += self._write_coco()
-        self.console.say(f"{len(self.described)} images: {self.folder}")
+        self.console.say(f"{len(self.described)} images: {self.folder}{self._earlier()}")
         return failed
+
+    def _earlier(self) -> str:
+        """Says that there are files of earlier runs: several may share a folder on purpose."""
+        from ssd_fast.cli.image_paths import PICTURE_SUFFIX
+
+        found = {*self.folder.glob(f"*{PICTURE_SUFFIX}"), *self.folder.glob("voc/*.xml")}
+        count = len(found - self._written)
+        return f"; of earlier runs it keeps {count} more files" if count else ""
 
     def _write_image(self, prediction: ImagePrediction) -> None:
         """The files of one image, and a line about it."""
         from ssd_fast.cli.image_paths import PICTURE_SUFFIX
-        from ssd_fast.engine.output import write_file
         from ssd_fast.engine.pictures import draw_image, png_bytes
         from ssd_fast.engine.prediction import describe
         from ssd_fast.engine.prediction_formats import voc_xml
@@ -181,7 +190,7 @@ class _Writer:
             self._write(f"voc/{name}.xml", voc_xml(described))
         if "pictures" in self.formats:
             picture = draw_image(image, detections, self.class_names)
-            write_file(self.folder / f"{name}{PICTURE_SUFFIX}", png_bytes(picture))
+            self._write(f"{name}{PICTURE_SUFFIX}", png_bytes(picture))
             described["picture"] = f"{name}{PICTURE_SUFFIX}"
         self.described.append(described)
         self.console.say(f"{path}: {len(detections['scores'])} objects")
@@ -206,10 +215,12 @@ class _Writer:
         self._write("coco_images.json", coco_images(known, self.class_names, self.ids))
         return len(self.described) - len(known)
 
-    def _write(self, name: str, text: str) -> None:
+    def _write(self, name: str, content: str | bytes) -> None:
         from ssd_fast.engine.output import write_file
 
-        write_file(self.folder / name, text.encode())
+        path = self.folder / name
+        write_file(path, content.encode() if isinstance(content, str) else content)
+        self._written.add(path)
 
     def _name(self, stem: str) -> str:
         """The stem, or with a number if images of several folders share it; cut if it is long."""

@@ -88,6 +88,24 @@ def test_the_same_run_twice_is_the_same(
     assert len(runs[0]) == 2 + 2 + 3 + 3
 
 
+def test_another_run_in_a_folder_keeps_the_pictures_and_says_so(
+    ssd_fast: Callable, weights: Path, frames: Path, tmp_path: Path
+):
+    output = tmp_path / "out"
+    arguments = ("--weights", weights, "--output", output, "--formats", "json,voc,pictures")
+    first = ssd_fast("predict", *arguments, frames / "frame1.png", frames / "frame2.png")
+    assert "earlier" not in first.out
+    second = ssd_fast("predict", *arguments, frames / "frame2.png")
+    assert "1 images" in second.out
+    assert "of earlier runs it keeps 2 more files" in second.out
+    assert {path.name for path in output.rglob("*.*")} == {
+        "detections.json", "frame1.xml", "frame2.xml",
+        "frame1.detections.png", "frame2.detections.png",
+    }  # fmt: skip
+    (entry,) = json.loads((output / "detections.json").read_text())["images"]
+    assert Path(entry["file"]).name == "frame2.png"
+
+
 def test_frames_of_a_folder_come_in_natural_order(
     ssd_fast: Callable, weights: Path, frames: Path, tmp_path: Path
 ):
