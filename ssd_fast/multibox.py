@@ -357,8 +357,8 @@ def _class_weights(class_weights: Tensor | Sequence[float]) -> Tensor:
     weights = class_weights.detach().to(torch.float32, copy=True)
     if weights.is_meta:
         raise ValueError(
-            "class_weights: expected values, got a tensor on the meta device, which keeps none; pass"
-            " a list of numbers"
+            "class_weights: expected values, got a tensor on the meta device, which keeps none;"
+            " pass a list of numbers"
         )
     if weights.dim() != 1:
         raise ValueError(
