@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How much more memory a process needs at its peak while it takes a loss or detects; Linux.
 
-    python -m benchmarks.peak_memory [--json FILE.json]
+    python -m benchmarks.peak_memory [--json FILE.json] [--into README.md]
 
-prints a Markdown table and draws `FILE.svg`. Each number is of a process of its own: inputs are
-made, the call is made once with one image so that code and libraries are loaded, the high-water
-mark of the resident memory is reset, and the call is made with the batch.
+prints a Markdown table and draws `FILE.svg`; with `--into` the table also takes the place of what
+stands between the markers `<!-- memory -->` and `<!-- end of memory -->`. Each number is of a
+process of its own: inputs are made, the call is made once with one image so that code and libraries
+are loaded, the high-water mark of the resident memory is reset, and the call is made with the
+batch.
 """
 
 import argparse
@@ -20,8 +22,9 @@ import torch
 
 from benchmarks import detectors, losses
 from benchmarks.cases import make_case
-from benchmarks.plot import BASELINE_COLOR, PEER_COLOR
+from benchmarks.plot import BASELINE_COLOR, PEER_COLOR, insert
 
+MEMORY = "memory"  # between the markers <!-- memory --> and <!-- end of memory -->
 BATCH = 8
 SYSTEMS = ("ssd_fast", "torchvision", "amdegroot", "vectorized")
 _MAKERS = {
@@ -115,6 +118,7 @@ def main() -> None:
     """Measures everything, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where the numbers go")
+    parser.add_argument("--into", type=Path, help="a text with the markers for the table")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -136,6 +140,9 @@ def main() -> None:
         report = {"batch": BATCH, "torch": torch.__version__, "rows": rows}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
         draw(rows, arguments.json.with_suffix(".svg"))
+    if arguments.into:
+        shown = insert(table(rows), arguments.into.read_text(), MEMORY)
+        arguments.into.write_text(shown)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+FIGURES = "figures"  # between the markers <!-- figures --> and <!-- end of figures -->
 BASELINE_COLOR, PEER_COLOR = "#1a7f5a", "#9aa5b1"
 
 
@@ -184,17 +184,23 @@ def chart(groups: list[Group], caption: str, path: Path) -> None:
     plt.close(figure)
 
 
-def insert(figures: str, text: str) -> str:
-    """Puts figures between the markers of a text.
+def insert(content: str, text: str, name: str = FIGURES) -> str:
+    """Puts content between the markers of a text.
+
+    Args:
+        content: a table, as a rule.
+        text: with `<!-- name -->` and `<!-- end of name -->`.
+        name: of the markers.
 
     Raises:
         ValueError: the markers are not there.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    opening, closing = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, begin, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
     if not begin or not end:
-        raise ValueError(f"expected the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{figures}\n{END}{after}"
+        raise ValueError(f"expected the markers {opening} and {closing}")
+    return f"{before}{opening}\n{content}\n{closing}{after}"
 
 
 def figures(path: Path, only: str = "") -> tuple[str, list[Group], str]:

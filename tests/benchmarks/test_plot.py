@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,13 @@ def test_the_command_prints_the_table_and_draws_the_same_chart_twice(
 ) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra train")
     readme = report.with_name("README.md")
-    readme.write_text(f"above\n{plot.BEGIN}old{plot.END}\nbelow\n")
+    readme.write_text("above\n<!-- figures -->old<!-- end of figures -->\nbelow\n")
     monkeypatch.setattr(sys, "argv", ["plot", str(report), "--into", str(readme)])
     plot.main()
     printed = capsys.readouterr().out.strip()
     assert "20 ms (40x)" in printed
-    assert readme.read_text() == f"above\n{plot.BEGIN}\n{printed}\n{plot.END}\nbelow\n"
+    shown = f"<!-- figures -->\n{printed}\n<!-- end of figures -->"
+    assert readme.read_text() == f"above\n{shown}\nbelow\n"
     drawn = report.with_suffix(".svg").read_text()
     assert "detect, cold" in drawn
     assert "20 ms  40x" in drawn
@@ -122,7 +124,7 @@ def test_every_text_with_a_table_has_its_command() -> None:
     texts = [
         path
         for path in (ROOT / "README.md", *RESULTS.glob("*.md"))
-        if plot.BEGIN in path.read_text()
+        if f"<!-- {plot.FIGURES} -->" in path.read_text()
     ]
     assert {ROOT / text for _, _, text in COMMANDS} == set(texts)
     assert len(COMMANDS) == len(texts) == 3
@@ -137,7 +139,24 @@ def test_a_text_shows_the_committed_measurements(measured: str, only: str, text:
 
 def test_the_committed_peaks_of_memory_are_shown(tmp_path: Path) -> None:
     rows = json.loads((RESULTS / "peak_memory.json").read_text())["rows"]
-    assert peak_memory.table(rows) in (RESULTS / "README.md").read_text()
+    shown = (RESULTS / "README.md").read_text()
+    assert plot.insert(peak_memory.table(rows), shown, peak_memory.MEMORY) == shown
     pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra train")
     peak_memory.draw(rows, tmp_path / "peaks.svg")
     assert "forward + backward, C=81: torchvision" in (tmp_path / "peaks.svg").read_text()
+
+
+def test_peaks_of_memory_are_written_where_the_command_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra train")
+    readme, measured = tmp_path / "README.md", tmp_path / "peaks.json"
+    shutil.copy(RESULTS / "README.md", readme)
+    monkeypatch.setattr(peak_memory, "in_a_process", lambda *_: 3_140_000)
+    command = ["peak_memory", "--json", str(measured), "--into", str(readme)]
+    monkeypatch.setattr(sys, "argv", command)
+    peak_memory.main()
+    assert "| detect, C=81 | 3.1 MB | 3.1 MB | 3.1 MB | 3.1 MB |\n<!-- end" in readme.read_text()
+    rows = json.loads(measured.read_text())["rows"]
+    assert plot.insert(peak_memory.table(rows), readme.read_text(), "memory") == readme.read_text()
+    assert readme.read_text() != (RESULTS / "README.md").read_text()
