@@ -39,7 +39,7 @@ def register(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     cuda: str | None = None,
-) -> None:
+) -> Callable[..., Any]:
     """Defines ``ssd_fast::<name>`` with its reference and fake kernel.
 
     Args:
@@ -49,6 +49,10 @@ def register(
         fake: makes results of the right shape, dtype and strides without computing them.
         cuda: ``"module.function"`` in `ssd_fast.kernels` that launches the GPU kernels; it takes
             the operator's arguments.
+
+    Returns:
+        The operator, ``torch.ops.ssd_fast.<name>.default``. With cold caches each of the names on
+        the way to it is a trip to memory, so whoever calls it keeps it.
     """
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, reference, "CompositeExplicitAutograd")
@@ -56,6 +60,8 @@ def register(
     torch.library.register_vmap(f"ssd_fast::{name}", loop_rule(name), lib=library)
     if cuda is not None:
         library.impl(name, _gpu_implementation(name, cuda), "CUDA")
+    operator: Callable[..., Any] = getattr(torch.ops.ssd_fast, name).default
+    return operator
 
 
 def _gpu_implementation(name: str, cuda: str) -> Callable[..., Any]:

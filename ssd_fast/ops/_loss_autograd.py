@@ -23,6 +23,7 @@ __all__ = ["differentiable_once", "eager_loss", "traced_loss"]
 
 Losses = tuple[Tensor, Tensor, Tensor]
 Backward = Callable[..., tuple[Tensor | None, ...]]
+Operators = tuple[Callable[..., Any], Callable[..., Any]]  # of a loss and of its backward
 
 
 def differentiable_once(backward: Backward) -> Backward:
@@ -80,23 +81,25 @@ def traced_loss(
 
 
 def eager_loss(
+    operators: Operators,
     deltas: list[Tensor],
     logits: list[Tensor],
     targets: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
     options: tuple[Any, ...],
 ) -> Losses:
-    """multibox_loss of plain tensors outside torch.compile; the kernel checks them."""
+    """multibox_loss of plain tensors outside torch.compile; its two operators check them."""
     # torch.func and forward-mode differentiation, which ends in an error that says so.
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return traced_loss("multibox_loss", deltas, logits, targets, options, BACKWARD_OPTIONS)
-    if not _need_gradient(deltas, logits):
-        box_loss, class_loss, num_positives, _ = torch.ops.ssd_fast.multibox_loss.default(
-            deltas, logits, *_as_constants(targets), *options
-        )
-        return box_loss, class_loss, num_positives
-    counts: list[Tensor] = []
-    box_loss, class_loss = EagerLoss.apply((options, targets, counts), *deltas, *logits)
-    return box_loss, class_loss, counts[0]
+    if torch.is_grad_enabled():
+        if _need_gradient(deltas, logits):
+            counts: list[Tensor] = []
+            rest = operators, options, targets, counts
+            box_loss, class_loss = EagerLoss.apply(rest, *deltas, *logits)
+            return box_loss, class_loss, counts[0]
+        targets = _as_constants(targets)
+    box_loss, class_loss, num_positives, _ = operators[0](deltas, logits, *targets, *options)
+    return box_loss, class_loss, num_positives
 
 
 def _as_constants(targets: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -160,16 +163,16 @@ class EagerLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        rest: tuple[tuple[Any, ...], tuple[Tensor | None, ...], list[Tensor]],
+        rest: tuple[Operators, tuple[Any, ...], tuple[Tensor | None, ...], list[Tensor]],
         *maps: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        options, targets, counts = rest
+        (forward, backward), options, targets, counts = rest
         levels = len(maps) // 2
-        box_loss, class_loss, num_positives, code = torch.ops.ssd_fast.multibox_loss.default(
+        box_loss, class_loss, num_positives, code = forward(
             maps[:levels], maps[levels:], *targets, *options
         )
         counts.append(num_positives)
-        ctx.levels = levels
+        ctx.operator, ctx.levels = backward, levels
         ctx.options = options[BACKWARD_OPTIONS]
         ctx.save_for_backward(*targets[:4], targets[5], *maps, code, num_positives)
         return box_loss, class_loss
@@ -177,8 +180,7 @@ class EagerLoss(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, grad_box: Tensor, grad_class: Tensor) -> tuple[Any, ...]:
-        operator = torch.ops.ssd_fast.multibox_loss_backward.default
-        return (None, *_gradients(operator, ctx, grad_box, grad_class))
+        return (None, *_gradients(ctx.operator, ctx, grad_box, grad_class))
 
 
 def _gradients(

@@ -147,7 +147,7 @@ class _Encode(torch.autograd.Function):
     def forward(
         boxes: Tensor, priors: Tensor, variances: tuple[float, float, float, float]
     ) -> Tensor:
-        offsets: Tensor = torch.ops.ssd_fast.encode.default(boxes, priors, variances)
+        offsets: Tensor = _encode(boxes, priors, variances)
         return offsets
 
     @staticmethod
@@ -172,7 +172,7 @@ class _Decode(torch.autograd.Function):
         variances: tuple[float, float, float, float],
         max_log_scale: float | None,
     ) -> Tensor:
-        boxes: Tensor = torch.ops.ssd_fast.decode.default(deltas, priors, variances, max_log_scale)
+        boxes: Tensor = _decode(deltas, priors, variances, max_log_scale)
         return boxes
 
     @staticmethod
@@ -244,14 +244,14 @@ def _check(name: str, rows: Tensor, priors: Tensor) -> None:
     check_device(priors=priors, **{name: rows})
 
 
-register(
+_encode = register(
     "encode",
     "(Tensor boxes, Tensor priors, float[] variances) -> Tensor",
     reference=encode_reference,
     fake=lambda boxes, priors, variances: boxes.new_empty(boxes.shape),
     cuda="decode.launch_encode",
 )
-register(
+_decode = register(
     "decode",
     "(Tensor deltas, Tensor priors, float[] variances, float? max_log_scale) -> Tensor",
     reference=decode_reference,

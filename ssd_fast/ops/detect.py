@@ -120,7 +120,8 @@ def detect(
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
     if isinstance(background_index, int) and background_index < 0:
         background_index = resolve_background(background_index, delta_levels, logit_levels, priors)
-    bounds, image_clip = (None, clip) if isinstance(clip, Tensor) else (clip, None)
+    image_clip = clip if clip is not None and isinstance(clip, Tensor) else None
+    bounds = clip if image_clip is None else None
     compiling = is_compiling()
     options = (_options if compiling else _known_options)(
         score_threshold,
@@ -376,7 +377,7 @@ def _fake(
     )
 
 
-register(
+_operator = register(
     "detect",
     "(Tensor[] deltas, Tensor[] logits, Tensor priors, float score_threshold, int top_k, "
     "float iou_threshold, int max_detections, float[] variances, int background_index, "
@@ -386,5 +387,3 @@ register(
     fake=_fake,
     cuda="detect.launch_detect",
 )
-
-_operator = torch.ops.ssd_fast.detect.default  # looked up once

@@ -103,7 +103,7 @@ def _check_tensors(priors: Tensor, boxes: Tensor, offsets: Tensor) -> None:
 
 
 def _call(priors: Tensor, boxes: Tensor, offsets: Tensor, options: tuple[Any, ...]) -> Tensor:
-    matched: Tensor = torch.ops.ssd_fast.match.default(priors, boxes, offsets, *options)
+    matched: Tensor = _operator(priors, boxes, offsets, *options)
     return matched
 
 
@@ -163,7 +163,7 @@ def _fake(
     return priors.new_empty((offsets.size(0) - 1, priors.size(0)), dtype=torch.int32)
 
 
-register(
+_operator = register(
     "match",
     "(Tensor priors, Tensor boxes, Tensor offsets, float iou_threshold, float? low_threshold, "
     "bool strict, int assign) -> Tensor",

@@ -41,7 +41,7 @@ def mine(loss: Tensor, match: Tensor, *, ratio: float = 3.0, min_negatives: int 
     check_device(loss=loss, match=match)
     check_number("ratio", ratio, low=0, high=torch.finfo(torch.float32).max)
     check_count("min_negatives", min_negatives)
-    selected: Tensor = torch.ops.ssd_fast.mine.default(loss, match, ratio, min_negatives)
+    selected: Tensor = _operator(loss, match, ratio, min_negatives)
     return selected
 
 
@@ -60,7 +60,7 @@ def _fake(loss: Tensor, match: Tensor, ratio: float, min_negatives: int) -> Tens
     return loss.new_empty(loss.shape, dtype=torch.bool)
 
 
-register(
+_operator = register(
     "mine",
     "(Tensor loss, Tensor match, float ratio, int min_negatives) -> Tensor",
     reference=_reference,

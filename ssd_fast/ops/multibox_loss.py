@@ -109,7 +109,8 @@ def multibox_loss(
     """
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
     targets = priors, boxes, labels, offsets, matches, class_weights
-    background_index = resolve_background(background_index, delta_levels, logit_levels, priors)
+    if isinstance(background_index, int) and background_index < 0:
+        background_index = resolve_background(background_index, delta_levels, logit_levels, priors)
     compiling = is_compiling()
     options = (loss_options if compiling else _known_options)(
         iou_threshold,
@@ -129,7 +130,7 @@ def multibox_loss(
     if not compiling and are_plain((*delta_levels, *logit_levels, *targets)):
         # The kernel accepts what these checks accept; they only say better what is wrong.
         try:
-            return eager_loss(delta_levels, logit_levels, targets, options)
+            return eager_loss(_operators, delta_levels, logit_levels, targets, options)
         except (RuntimeError, AttributeError) as error:  # the latter of a level that is None
             refused = error
         check_loss_tensors(delta_levels, logit_levels, targets, background_index)
@@ -156,7 +157,7 @@ def multibox_loss_reference(
     return loss_reference(deltas, logits, priors, boxes, labels, offsets, **options)
 
 
-register(
+_forward = register(
     "multibox_loss",
     "(Tensor[] deltas, Tensor[] logits, Tensor priors, Tensor boxes, Tensor labels, "
     "Tensor offsets, Tensor? matches, Tensor? class_weights, float iou_threshold, "
@@ -168,7 +169,7 @@ register(
     fake=fake_forward,
     cuda="multibox_loss.launch_multibox_loss",
 )
-register(
+_backward = register(
     "multibox_loss_backward",
     "(Tensor grad_box_loss, Tensor grad_class_loss, Tensor[] deltas, Tensor[] logits, "
     "Tensor priors, Tensor boxes, Tensor labels, Tensor offsets, Tensor code, "
@@ -179,3 +180,5 @@ register(
     fake=fake_backward,
     cuda="multibox_loss_backward.launch_multibox_loss_backward",
 )
+
+_operators = _forward, _backward

@@ -47,7 +47,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         ValueError: an argument has a wrong shape, dtype, device or value.
     """
     _check(boxes, scores, iou_threshold)
-    keep: Tensor = torch.ops.ssd_fast.nms.default(boxes.float(), scores.float(), iou_threshold)
+    keep: Tensor = _nms(boxes.float(), scores.float(), iou_threshold)
     return keep
 
 
@@ -70,9 +70,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         ValueError: an argument has a wrong shape, dtype, device or value.
     """
     _check(boxes, scores, iou_threshold, idxs)
-    keep: Tensor = torch.ops.ssd_fast.batched_nms.default(
-        boxes.float(), scores.float(), idxs, iou_threshold
-    )
+    keep: Tensor = _batched_nms(boxes.float(), scores.float(), idxs, iou_threshold)
     return keep
 
 
@@ -96,9 +94,7 @@ def nms_padded(
         ValueError: an argument has a wrong shape, dtype, device or value.
     """
     _check(boxes, scores, iou_threshold, idxs)
-    keep, count = torch.ops.ssd_fast.nms_padded.default(
-        boxes.float(), scores.float(), iou_threshold, idxs
-    )
+    keep, count = _nms_padded(boxes.float(), scores.float(), iou_threshold, idxs)
     return keep, count
 
 
@@ -159,19 +155,19 @@ def _fake_padded(boxes: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     )
 
 
-register(
+_nms = register(
     "nms",
     "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor",
     reference=nms_reference,
     fake=_fake_kept,
 )
-register(
+_batched_nms = register(
     "batched_nms",
     "(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor",
     reference=batched_nms_reference,
     fake=_fake_kept,
 )
-register(
+_nms_padded = register(
     "nms_padded",
     "(Tensor boxes, Tensor scores, float iou_threshold, Tensor? idxs=None) -> (Tensor, Tensor)",
     reference=nms_padded_reference,
