@@ -84,7 +84,7 @@ def eager_loss(
     operators: Operators,
     deltas: list[Tensor],
     logits: list[Tensor],
-    targets: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+    targets: tuple[Tensor | None, ...],
     options: tuple[Any, ...],
 ) -> Losses:
     """multibox_loss of plain tensors outside torch.compile; its two operators check them."""

@@ -120,8 +120,9 @@ def detect(
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
     if isinstance(background_index, int) and background_index < 0:
         background_index = resolve_background(background_index, delta_levels, logit_levels, priors)
-    image_clip = clip if clip is not None and isinstance(clip, Tensor) else None
-    bounds = clip if image_clip is None else None
+    bounds, image_clip = (
+        (None, clip) if clip is not None and isinstance(clip, Tensor) else (clip, None)
+    )
     compiling = is_compiling()
     options = (_options if compiling else _known_options)(
         score_threshold,
