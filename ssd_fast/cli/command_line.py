@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if nobody reads the output any more.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if sys.stdout is None:  # as of `>&-`: print knows of it, others fail
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     try:
         status = _parse(arguments).run()
         sys.stdout.flush()
@@ -70,7 +72,8 @@ def _nobody_reads() -> bool:
         return False
     poll = select.poll()
     poll.register(number, 0)
-    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    # A pipe says the former, a socket the latter; some shells make their pipes of sockets.
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
     if gone:  # what is left in the buffer goes nowhere, or Python would complain of it at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     return gone

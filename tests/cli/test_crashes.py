@@ -5,7 +5,9 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -108,17 +110,36 @@ def wait_for(condition: Callable[[], bool], process: multiprocessing.Process) ->
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"]], ids=" ".join)
-def test_output_that_nobody_reads_is_no_error(arguments: list[str]):
+def a_pipe() -> tuple[int, int]:
+    return os.pipe()
+
+
+def a_pair_of_sockets() -> tuple[int, int]:
+    """What some shells make of `|`."""
+    ours, theirs = socket.socketpair()
+    return ours.detach(), theirs.detach()
+
+
+@pytest.mark.parametrize(
+    ("argument", "connect"),
+    [("--version", a_pipe), ("--help", a_pipe), ("--version", a_pair_of_sockets)],
+)
+def test_output_that_nobody_reads_is_no_error(argument: str, connect: Callable):
     """As of `ssd-fast info | head -1`, whose reader goes early."""
-    ours, theirs = os.pipe()
+    ours, theirs = connect()
     os.close(ours)
     try:
-        command = [sys.executable, "-m", "ssd_fast.cli", *arguments]
+        command = [sys.executable, "-m", "ssd_fast.cli", argument]
         result = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True)
     finally:
         os.close(theirs)
     assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_output_that_is_closed_is_no_error():
+    command = f"{shlex.quote(sys.executable)} -m ssd_fast.cli --help >&-"
+    result = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_second_run_in_the_folder_is_refused(ssd_fast: Callable, tmp_path: Path):
