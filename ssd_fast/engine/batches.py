@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssd_fast.data import BrokenSample
 from ssd_fast.data.augmentation import Augmentation
+from ssd_fast.engine.interruption import Interruption
 from ssd_fast.targets import Targets
 
 __all__ = ["Batch", "DetectionDataset", "TrainingSamples", "batches"]
@@ -204,6 +205,15 @@ def _collate(samples: Sequence[_Sample], num_classes: int) -> Batch:
     return Batch(images, packed._replace(dropped=dropped), indices, broken)
 
 
+def _outlast_a_request(worker: int) -> None:
+    """Lets a worker live through a first Ctrl-C or SIGTERM, which the whole process group may get.
+
+    What to do about it is for the process that trains: it ends after its step, for which it may
+    need another batch. Only workers that are forked have its handlers anyway.
+    """
+    Interruption().__enter__()
+
+
 def batches(
     samples: TrainingSamples,
     *,
@@ -248,5 +258,6 @@ def batches(
         pin_memory=pin_memory,
         # The loader draws a seed for its workers: not from the global generator.
         generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=_outlast_a_request,
         **options,
     )

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Batches: fixed by the seed, boxes that follow their pixels, broken boxes left out."""
 
+import multiprocessing
+import os
+import signal
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -72,6 +75,18 @@ def test_workers_draw_the_same_batches():
     for ours, theirs in zip(alone, helped, strict=True):
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.targets.boxes, theirs.targets.boxes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_outlast_a_request_to_stop(number: signal.Signals):
+    """They get it as well, from a terminal or a scheduler, before the step that needs them ends."""
+    samples = TrainingSamples(ShapesDataset(6, size=32), Augmentation(32))
+    loader = batches(samples, batch_size=4, seed=0, start=0, stop=8, workers=1)
+    found = iter(loader)
+    next(found)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, number)
+    assert len(list(found)) == 7
 
 
 def test_seeds_differ():
