@@ -41,9 +41,7 @@ def cell_gradients(
         + y * W + x; and there the gradients of the deltas (n, A * 4) and of the logits (n, A * C),
         float32.
     """
-    result: CellGradients = torch.ops.ssd_fast.cell_gradients.default(
-        grad_box_loss, grad_class_loss, deltas, logits, *rest
-    )
+    result: CellGradients = _operator(grad_box_loss, grad_class_loss, deltas, logits, *rest)
     return result
 
 
@@ -92,7 +90,7 @@ def _fake(
     )
 
 
-register(
+_operator = register(
     "cell_gradients",
     "(Tensor grad_box_loss, Tensor grad_class_loss, Tensor[] deltas, Tensor[] logits, "
     "Tensor priors, Tensor boxes, Tensor labels, Tensor offsets, Tensor code, "
