@@ -116,12 +116,16 @@ def _open_coco(folders: Folders) -> tuple[Mapping[str, FolderDataset], list[Prob
     root = folders.roots[0]
     datasets: dict[str, COCODataset] = {}
     problems: list[Problem] = []
-    for name, place in find_sets(root).items():
+    sets = find_sets(root)
+    if not sets:
+        raise ValueError(f"{root}: found no annotations in COCO's format")
+    for name, place in sets.items():
         try:
             # Every image is decoded later, so none is opened twice.
             datasets[name or "all"] = COCODataset(root, name or "all", verify=False)
         except EmptyDatasetError as error:
-            problems += error.problems
+            nothing = [Problem(place.annotations, None, "it lists no image")]
+            problems += error.problems or nothing
         except ValueError as error:
             reason = str(error).removeprefix(f"{place.annotations}: ")
             problems.append(Problem(place.annotations, None, reason))

@@ -34,11 +34,14 @@ class Export:
         require("reading weights", "rich", "safetensors")
         from ssd_fast.cli.console import Console
         from ssd_fast.engine.export import export_aoti, export_onnx, export_torch
+        from ssd_fast.engine.output import output_folder
         from ssd_fast.engine.weights import load_weights
 
         suffix = ".onnx" if self.to == "onnx" else f".{self.to}.pt2"
         output = self.output or self.weights.with_suffix(suffix)
-        model, class_names = load_weights(self.weights, "cpu" if self.to == "onnx" else self.device)
+        device = "cpu" if self.to == "onnx" else self._checked_device()
+        model, class_names = load_weights(self.weights, device)
+        output_folder(output.parent)
         if self.to == "onnx":
             export_onnx(model, output, opset=self.opset)
         elif self.to == "aoti":
@@ -48,6 +51,16 @@ class Export:
         size = model.transform.size
         Console().say(f"{len(class_names)} classes, images {size} x {size}: {output}")
         return 0
+
+    def _checked_device(self) -> str:
+        """The device; ValueError if torch knows none of that name, or has no access to it."""
+        import torch
+
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"--device: cannot use {self.device!r}: {error}") from error
+        return self.device
 
     def _check_output(self) -> None:
         """Raises ValueError for a file named as what another format writes."""

@@ -84,8 +84,10 @@ class COCOIds:
             }
             categories = {str(row["name"]).strip(): int(row["id"]) for row in content["categories"]}
         except (ValueError, KeyError, TypeError) as error:
+            # The repr of a UnicodeDecodeError holds the whole file.
+            reason = str(error) if isinstance(error, ValueError) else repr(error)
             raise ValueError(
-                f"{path} is no COCO annotation file with images and categories: {error!r}"
+                f"{path} is no COCO annotation file with images and categories: {reason}"
             ) from error
         missing = [name for name in class_names if name not in categories]
         if missing:

@@ -63,6 +63,11 @@ def load_weights(
     """
     from safetensors import SafetensorError, safe_open
 
+    if Path(path).is_dir():
+        raise FileNotFoundError(
+            f"no weights at {path}: it is a folder, name the file in it, such as"
+            f" {Path(path) / 'weights.safetensors'}"
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
@@ -71,7 +76,10 @@ def load_weights(
             names = file.keys()  # it is no mapping, and cannot be iterated over
             tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        hint = ""
+        if Path(path).suffix in (".pt", ".pth"):
+            hint = "; a run's are in weights.safetensors, ssd_fast.convert reads other SSDs'"
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}{hint}") from error
     model, class_names = _build(path, metadata)
     try:
         model.load_state_dict(tensors)

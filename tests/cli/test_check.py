@@ -153,6 +153,15 @@ def test_names_from_strangers_are_text(ssd_fast: Callable, tmp_path: Path) -> No
         assert f"│ {name} " in result.out
 
 
+def test_coco_annotations_of_no_image(ssd_fast: Callable, tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    nothing: dict[str, list[object]] = {"images": [], "annotations": [], "categories": []}
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(nothing))
+    result = ssd_fast("check", "--data", tmp_path)
+    assert result.status == 1
+    assert "it lists no image" in result.out.replace("\n", " ")
+
+
 def test_several_years(ssd_fast: Callable, tmp_path: Path) -> None:
     first = write_voc(tmp_path / "one, two", {"train": 2})
     second = tmp_path / "other"
@@ -175,6 +184,7 @@ def test_several_years(ssd_fast: Callable, tmp_path: Path) -> None:
         (["--data", "coco:"], "expected a folder after coco:"),
         (["--data", "nowhere"], "nowhere: there is no such folder"),
         (["--data", "empty"], "empty: the folder is empty"),
+        (["--data", "coco:empty"], "empty: found no annotations in COCO's format"),
         (["--data", "coco:empty,empty"], "expected one folder in COCO layout, got 2"),
         (["--data", "other"], "Nor are there annotations in COCO's format"),
         (["--data", "other", "--workers", "-1"], "--workers: expected 0 or more, got -1"),

@@ -39,4 +39,12 @@ def test_what_is_wrong_is_one_line(ssd_fast: Callable, weights: Path, tmp_path: 
     result = ssd_fast("export", "--weights", tmp_path / "nothing.safetensors")
     assert result.status == 2
     assert "no weights at" in result.err
+    result = ssd_fast("export", "--weights", weights, "--to", "torch", "--device", "tpu")
+    assert result.status == 2
+    assert "--device: cannot use 'tpu': Expected one of cpu, cuda" in result.err
+    used = weights.with_name("used")
+    used.touch()
+    result = ssd_fast("export", "--weights", weights, "--to", "torch", "--output", used / "a.pt2")
+    assert result.status == 2
+    assert f"cannot write in the output folder {used}" in result.err
     assert not list(tmp_path.iterdir())

@@ -315,6 +315,9 @@ def test_coco_ids_come_from_the_annotations(
     annotations.write_text(json.dumps(content | {"categories": []}))
     result = ssd_fast("predict", *arguments, frames)
     assert "has no category circle, rectangle, triangle" in result.err
+    result = ssd_fast("predict", *arguments[:-1], weights, frames)
+    assert "no COCO annotation file with images and categories: 'utf-8' codec" in result.err
+    assert len(result.err) < 1000
 
 
 def test_the_threshold_is_the_one_that_an_evaluation_chose(

@@ -41,6 +41,8 @@ def test_names_must_fit_the_model(tmp_path: Path):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no weights at .*w\.safetensors"):
         load_weights(tmp_path / "w.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"folder, .* such as .*weights\.safetensors"):
+        load_weights(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 6, 300, -4])
@@ -49,6 +51,12 @@ def test_a_torn_file_is_named(tmp_path: Path, keep: int):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"w\.safetensors is damaged or no safetensors file"):
         load_weights(path)
+
+
+def test_a_file_of_pytorch_is_shown_its_reader(tmp_path: Path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth is damaged .*; .* ssd_fast\.convert reads"):
+        load_weights(tmp_path / "other.pth")
 
 
 def test_a_stranger_is_named(tmp_path: Path):
