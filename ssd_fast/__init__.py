@@ -1,5 +1,28 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fast, exact kernels for SSD and anchor-based detectors on PyTorch."""
+"""Fast, exact kernels for SSD and anchor-based detectors on PyTorch.
+
+Three ways in:
+
+    ssd_fast.accelerate(model)        a detector of torchvision on these kernels, in place; `restore`
+                                      takes them back, `accelerated` lists what was replaced
+    ssd_fast.MultiBoxLoss(priors)     the loss of SSD, or RetinaNet's, for any anchor-based detector
+    ssd_fast.ops                      the operators: match, mine, multibox_loss, focal_loss,
+                                      heads_loss, encode, decode, detect, nms, batched_nms,
+                                      nms_padded, and a reference in plain PyTorch of each
+
+And around them:
+
+    ssd_fast.ssd300_vgg16(21)         SSD300 with torchvision's contract; `ssd512_vgg16`
+    ssd_fast.priors                   default boxes by preset, and `PriorBoxes` for any grid
+    ssd_fast.Targets, DenseTargets    the ground truth of a batch, packed and checked
+    ssd_fast.Detections               what `ops.detect` returns; `to_list` for people
+    ssd_fast.compat                   the losses of other SSDs, by their own signatures
+    ssd_fast.convert                  weights of other SSDs, read and written
+
+Boxes are corners (x1, y1, x2, y2); class 0 is the background unless `background_index` says
+otherwise. `ssd_fast.data` (datasets, augmentation) and `ssd_fast.engine` (training, evaluation,
+prediction) are imported by name; the program `ssd-fast` is made of them: `ssd-fast --help`.
+"""
 
 from pkgutil import extend_path
 
