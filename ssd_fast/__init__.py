@@ -3,9 +3,9 @@
 
 Three ways in:
 
-    ssd_fast.accelerate(model)        a detector of torchvision on these kernels, in place; `restore`
-                                      takes them back, `accelerated` lists what was replaced
-    ssd_fast.MultiBoxLoss(priors)     the loss of SSD, or RetinaNet's, for any anchor-based detector
+    ssd_fast.accelerate(model)        a detector of torchvision on these kernels, in place;
+                                      `accelerated` lists what was replaced, `restore` undoes it
+    ssd_fast.MultiBoxLoss(priors)     the loss of SSD, or RetinaNet's, for any detector with anchors
     ssd_fast.ops                      the operators: match, mine, multibox_loss, focal_loss,
                                       heads_loss, encode, decode, detect, nms, batched_nms,
                                       nms_padded, and a reference in plain PyTorch of each
