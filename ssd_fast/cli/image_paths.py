@@ -54,7 +54,10 @@ def _find(argument: str) -> tuple[list[Path], str]:
     path = expand_home(argument)
     if path.is_dir():
         images = [p for p in path.iterdir() if _is_image(p)]
-        return images, f"{argument}: no image in this folder (of {', '.join(_SUFFIXES)})"
+        problem = f"{argument}: no image in this folder (of {', '.join(_SUFFIXES)})"
+        if not images and any(p.is_dir() for p in path.iterdir()):
+            problem += f"; '{Path(argument) / '**/*'}' stands for those in its folders"
+        return images, problem
     if path.is_file() or not glob.has_magic(argument):
         return [path], ""
     matches = map(Path, glob.glob(str(path), recursive=True))

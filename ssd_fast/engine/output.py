@@ -40,10 +40,10 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"\0" * 4096)
     except OSError as error:
+        reason = "it is a file" if folder.is_file() else _reason(error)
         raise OSError(
             error.errno,
-            f"cannot write in the output folder {folder}: {_reason(error)};"
-            " name another with --output",
+            f"cannot write in the output folder {folder}: {reason}; name another with --output",
         ) from error
     return folder
 
