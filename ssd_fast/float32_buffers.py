@@ -25,11 +25,12 @@ class Float32Buffers(nn.Module):
 
     def check_values(self) -> None:
         """Raises ValueError for a buffer that was made on the meta device and never filled."""
+        if not self._unfilled:
+            return
         for name in sorted(self._unfilled):
             if getattr(self, name).isnan().any():
                 raise self._without_values(name)
-        if self._unfilled:
-            self._unfilled = frozenset()
+        self._unfilled = frozenset()
 
     def values_of(self, name: str) -> Tensor:
         """A buffer with its values, also while it is on the meta device.
