@@ -86,6 +86,11 @@ class Targets(NamedTuple):
             ValueError: a wrong shape, tensors on different devices with `device=None`, more objects
                 than `capacity`, or, with `validate`, a box that is not finite or has no area, or a
                 label that is the background or outside [0, C) and not marked.
+
+        Example:
+            >>> image = {"boxes": torch.tensor([[0.1, 0.2, 0.5, 0.6]]), "labels": torch.tensor([3])}
+            >>> Targets.pack([image, image], num_classes=21).offsets
+            tensor([0, 1, 2])
         """
         if invalid not in ("raise", "drop"):
             raise ValueError(f"invalid: expected 'raise' or 'drop', got {invalid!r}")

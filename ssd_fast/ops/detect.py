@@ -116,6 +116,11 @@ def detect(
 
     Raises:
         ValueError: for arguments of a wrong shape, dtype, device or range.
+
+    Example:
+        >>> found = detect(deltas, logits, ssd_fast.priors.ssd300(), clip=(0, 0, 1, 1))
+        >>> found.boxes.shape
+        torch.Size([2, 200, 4])
     """
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
     if isinstance(background_index, int) and background_index < 0:

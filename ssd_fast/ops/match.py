@@ -65,6 +65,11 @@ def match(
 
     Raises:
         ValueError: for arguments of a wrong shape, dtype, device or range.
+
+    Example:
+        >>> priors = torch.tensor([[0.0, 0.0, 0.4, 0.4], [0.1, 0.1, 0.5, 0.5]])
+        >>> match(priors, torch.tensor([[0.1, 0.1, 0.5, 0.5]]), offsets=torch.tensor([0, 1]))
+        tensor([[-1,  0]], dtype=torch.int32)
     """
     compiling = is_compiling()
     options = (_options if compiling else _known_options)(

@@ -33,6 +33,11 @@ def mine(loss: Tensor, match: Tensor, *, ratio: float = 3.0, min_negatives: int 
 
     Raises:
         ValueError: for arguments of a wrong shape, dtype, device or range.
+
+    Example:
+        >>> loss = torch.tensor([[0.1, 2.0, 0.3, 1.0, 5.0]])
+        >>> mine(loss, torch.tensor([[-1, -1, -1, -1, 0]], dtype=torch.int32), ratio=2)
+        tensor([[False,  True, False,  True, False]])
     """
     if not isinstance(loss, Tensor) or loss.dim() != 2 or loss.dtype != torch.float32:
         raise ValueError(f"loss: expected (B, P) float32, got {describe(loss)}")

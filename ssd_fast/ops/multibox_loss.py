@@ -106,6 +106,12 @@ def multibox_loss(
 
     Raises:
         ValueError: for arguments of a wrong shape, dtype, device or range.
+
+    Example:
+        >>> boxes, labels, offsets, _ = ssd_fast.Targets.pack(targets)
+        >>> priors = ssd_fast.priors.ssd300()
+        >>> box_loss, class_loss, _ = multibox_loss(deltas, logits, priors, boxes, labels, offsets)
+        >>> (box_loss + class_loss).backward()
     """
     delta_levels, logit_levels = as_levels(deltas), as_levels(logits)
     targets = priors, boxes, labels, offsets, matches, class_weights

@@ -45,6 +45,11 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9], [2.0, 2.0, 3.0, 3.0]])
+        >>> nms(boxes, torch.tensor([0.9, 0.8, 0.7]), iou_threshold=0.5)
+        tensor([0, 2])
     """
     _check(boxes, scores, iou_threshold)
     keep: Tensor = _nms(boxes.float(), scores.float(), iou_threshold)
