@@ -108,8 +108,9 @@ def accelerated(model: nn.Module) -> dict[str, str]:
 
 
 def _not_supported(model: object) -> str:
+    kind = f"{type(model).__module__}.{type(model).__name__}"  # ours is an SSD, too
     return (
         "model: expected an SSD, RetinaNet, FCOS or GeneralizedRCNN of "
-        f"torchvision.models.detection, got {type(model).__name__}; any other detector can call "
+        f"torchvision.models.detection, got {kind}; any other detector can call "
         "ssd_fast.MultiBoxLoss and ssd_fast.ops"
     )

@@ -2,6 +2,7 @@
 """SSD: Single Shot MultiBox Detector (Liu et al., 2016, arXiv:1512.02325)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -97,9 +98,10 @@ class SSD(nn.Module):
                 f"loss: expected a mapping of MultiBoxLoss's options, such as"
                 f" {{'min_negatives': 3}}, got {type(loss).__name__}"
             )
-        if num_classes < (1 if loss.get("background_index", 0) is None else 2):
+        least = 1 if loss.get("background_index", 0) is None else 2
+        if not isinstance(num_classes, int | Integral) or num_classes < least:
             raise ValueError(
-                f"num_classes: expected the background and at least one class, got {num_classes}"
+                f"num_classes: expected the background and at least one class, got {num_classes!r}"
             )
         channels: Sequence[int] = backbone.out_channels  # type: ignore[assignment]
         if len(channels) != len(boxes_per_cell):

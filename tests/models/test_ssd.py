@@ -335,9 +335,10 @@ def test_bad_options_are_named(options, error, message):
         slim(**options)
 
 
-def test_one_class_is_the_background():
+@pytest.mark.parametrize("num_classes", [1, "21"])
+def test_a_number_with_the_background(num_classes):
     with pytest.raises(ValueError, match="num_classes: expected the background and at least one"):
-        ssd300_vgg16(1)
+        ssd300_vgg16(num_classes)
 
 
 def test_loss_options_reach_both_backwards():
