@@ -53,12 +53,13 @@ def box_iou(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2):
 
 @triton.jit
 def box_iof(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2):
-    """Share of the first box that lies inside the second; 0 where they do not overlap."""
+    """Share of the first box that lies inside the second; 0 where they do not overlap, or NaN."""
     width = tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)
     height = tl.minimum(ay2, by2) - tl.maximum(ay1, by1)
     inter = width * height
-    overlap = (width > 0) & (height > 0) & (inter > 0)
     area = box_area(ax1, ay1, ax2, ay2)
+    # A NaN corner makes the area NaN, and may be none of the intersection's.
+    overlap = (width > 0) & (height > 0) & (inter > 0) & (area > 0)
     return tl.where(overlap, tl.math.div_rn(inter, tl.where(overlap, area, 1.0)), 0.0)
 
 

@@ -58,6 +58,21 @@ def test_regions_equal_reference(kernel_device, full_count) -> None:
     assert ignored > 0
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_nothing_of_a_prior_with_nan_lies_in_a_region(kernel_device, threshold) -> None:
+    """Its share is 0, which a threshold of 0 takes for enough, as the reference does."""
+    nan = float("nan")
+    corners = [(nan, 0, 1, 1), (0, nan, 1, 1), (0, 0, nan, 1), (0, 0, 1, nan), (0, 0, 1, 1)]
+    priors, region = torch.tensor(corners).float(), torch.tensor([[0.1, 0.1, 0.9, 0.9]])
+    labels, offsets = torch.tensor([-1]), torch.tensor([0, 1])
+    background = torch.full((1, 5), -1, dtype=torch.int32)
+    expected = _ignored(background, priors, region, labels, offsets, threshold)
+    assert (expected == -2).sum() == (5 if threshold == 0 else 1)
+    given = (x.to(kernel_device) for x in (background, priors, region, labels, offsets))
+    actual = launch_given_matches(*given, C, BACKGROUND, threshold)
+    assert torch.equal(actual.cpu(), expected)
+
+
 @pytest.mark.parametrize("scene", SCENES)
 def test_given_matches_equal_reference(kernel_device, scene) -> None:
     """Numbers of valid objects stay; those of others, and beyond all objects, are ignored."""
