@@ -7,9 +7,10 @@ Build, CUDA tests, compute-sanitizer, benchmarks; with --full the build and the 
 benchmarks, a part of nine minutes at a time. Every stage runs whatever became of those before, has
 a limit of its own, and leaves its output in the results folder, finished or not: at most eight
 files. Needs no network and nothing but the standard library; with pytest-xdist and pytest-timeout
-a test that breaks the GPU's context or hangs costs no other test its verdict. Exit status: 75 there
-is more to measure (with --full whatever failed, so that the next run goes on), 1 something failed,
-0 all is well. make itself exits with 2 for both and prints `Error 75` or `Error 1`.
+a test that breaks the GPU's context or hangs costs no other test its verdict, without them those of
+its file. Exit status: 75 there is more to measure (with --full whatever failed, so that the next
+run goes on), 1 something failed, 0 all is well. make itself exits with 2 for both and prints
+`Error 75` or `Error 1`.
 """
 
 import argparse
@@ -37,7 +38,9 @@ LOG_BYTES = 12 * 2**20
 PYTEST = ["-m", "pytest", "-v", "--durations=10", "--continue-on-collection-errors"]
 PYTEST += ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]
 # Of these folders every test is for the GPU; of the others, those that take it as their device.
-ON_A_GPU = ["tests/cuda", "tests/kernels", "tests/ops"]
+# With how many processes pytest-xdist runs each.
+ON_A_GPU = {"tests/cuda": 4, "tests/kernels": 4, "tests/ops": 6}
+WITHOUT_A_GPU = ("tests/kernels/test_compiled.py", "tests/kernels/test_interpreted.py")
 SMALL = "tests/cuda/small_kernels.py"
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # A finding makes compute-sanitizer exit with this; a device it cannot check makes it say so.
@@ -84,18 +87,6 @@ def plan(results: Path, *, full: bool = False, python: str = sys.executable) -> 
         measure += ["--full"]
         return [build, Stage("benchmarks", 410, [Command("full", measure, "benchmarks.log")])]
 
-    tests = [python, *PYTEST, *_isolation()]
-    skip = [f"--ignore=tests/kernels/test_{name}.py" for name in ("compiled", "interpreted")]
-    others = [f"--ignore={folder}" for folder in ON_A_GPU]
-    log = "tests.log"
-    # Each kernel is compiled a dozen times, for its options: a second each, of a processor.
-    checks = [
-        Command("tests/cuda", [*tests, *_workers(4), "tests/cuda"], log),
-        Command("tests/kernels", [*tests, *_workers(4), "tests/kernels", *skip], log),
-        Command("tests/ops", [*tests, *_workers(6), "tests/ops", "-k", "cuda"], log),
-        Command("other tests", [*tests, "tests", *others, "-k", "cuda"], log),
-        Command("small kernels", [python, SMALL], log),
-    ]
     sanitizer = shutil.which("compute-sanitizer", path=_cuda_path()) or "compute-sanitizer"
     # Without torch's cache every tensor is an allocation, whose bounds and first reads are checked.
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -110,10 +101,50 @@ def plan(results: Path, *, full: bool = False, python: str = sys.executable) -> 
     ]
     return [
         build,
-        Stage("tests", 170, checks),
+        Stage("tests", 170, _checks(python)),
         Stage("sanitizers", 95, sanitize),
         Stage("benchmarks", 145, [Command("headline", measure, "benchmarks.log")]),
     ]
+
+
+def _checks(python: str) -> list[Command]:
+    """The tests, in processes beside each other.
+
+    They compile six hundred forms of the kernels, more than half a second of a processor each: a
+    process for each of three folders would not end within the stage. Where pytest-xdist is missing,
+    each file of tests has one.
+    """
+    tests = [python, *PYTEST, *_isolation()]
+    alone = {"OMP_NUM_THREADS": "1"}  # of so many processes none shall take all processors
+    commands = []
+    for folder, workers in ON_A_GPU.items():
+        chosen = ["-k", "cuda"] if folder == "tests/ops" else []
+        if find_spec("xdist") is not None:
+            # Who ends early is replaced by another.
+            spread = [f"--numprocesses={workers}", "--max-worker-restart=200"]
+            skipped = [f"--ignore={name}" for name in WITHOUT_A_GPU]
+            parts = {folder: [*spread, folder, *skipped, *chosen]}
+        else:
+            parts = {name: [name, *chosen] for name in _files(folder)}
+        commands += [
+            Command(name, [*tests, *arguments], "tests.log", alone)
+            for name, arguments in parts.items()
+        ]
+    others = [f"--ignore={folder}" for folder in ON_A_GPU]
+    return [
+        *commands,
+        Command("other tests", [*tests, "tests", *others, "-k", "cuda"], "tests.log", alone),
+        Command("small kernels", [python, SMALL], "tests.log"),
+    ]
+
+
+def _files(folder: str) -> list[str]:
+    """The files of a folder whose tests a GPU can run."""
+    paths = sorted((ROOT / folder).glob("test_*.py"))
+    if folder == "tests/ops":
+        paths = [path for path in paths if re.search(r"\bdevice\b", path.read_text())]
+    names = [path.relative_to(ROOT).as_posix() for path in paths]
+    return [name for name in names if name not in WITHOUT_A_GPU]
 
 
 def _isolation() -> list[str]:
@@ -121,13 +152,6 @@ def _isolation() -> list[str]:
     return (
         [] if find_spec("pytest_timeout") is None else ["--timeout=90", "--timeout-method=thread"]
     )
-
-
-def _workers(count: int) -> list[str]:
-    """Tests in processes beside each other; who ends early is replaced by another."""
-    if find_spec("xdist") is None:
-        return []
-    return [f"--numprocesses={count}", "--max-worker-restart=200"]
 
 
 def report_name(full: bool) -> str:
@@ -172,7 +196,8 @@ def run_stage(stage: Stage, results: Path, scratch: Path) -> dict[str, str]:
         outcomes[command.name] = f"{outcome} ({time.monotonic() - started:.0f} s)"
     for path in {command.log for command in stage.commands}:
         parts = [logs[command.name] for command in stage.commands if command.log == path]
-        (results / path).write_bytes(b"\n".join(_shortened(part.read_bytes()) for part in parts))
+        limit = LOG_BYTES // max(5, len(parts))
+        (results / path).write_bytes(b"\n".join(_shortened(x.read_bytes(), limit) for x in parts))
     return outcomes
 
 
@@ -255,9 +280,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             continue
 
 
-def _shortened(log: bytes) -> bytes:
+def _shortened(log: bytes, limit: int) -> bytes:
     """The beginning and the end of a log that is too long."""
-    limit = LOG_BYTES // 5
     if len(log) <= limit:
         return log
     return log[: limit // 2] + b"\n[...]\n" + log[-limit // 2 :]
