@@ -48,8 +48,9 @@ def loss_and_gradients(function, deltas, logits, *targets, **options):
 def assert_equals_float64(device, deltas, logits, priors, objects, **options) -> None:
     """The kernel in float32 (or less) against the reference in float64, forward and backward."""
     targets = priors, *objects
+    there = {k: x.to(device) if isinstance(x, Tensor) else x for k, x in options.items()}
     actual = loss_and_gradients(
-        multibox_loss, *(x.to(device) for x in (deltas, logits, *targets)), **options
+        multibox_loss, *(x.to(device) for x in (deltas, logits, *targets)), **there
     )
     # The reference decides in float32 as the kernel does; only its sums are float64.
     double = deltas.double(), logits.double(), priors.double(), objects.boxes.double()
