@@ -353,7 +353,7 @@ _SOFTMAX_ONLY: dict[str, Any] = {
 def _class_weights(class_weights: Tensor | Sequence[float]) -> Tensor:
     """(C,) float32 of its own; ValueError for weights that no loss can be multiplied by."""
     if not isinstance(class_weights, Tensor):
-        class_weights = torch.tensor(class_weights, device="cpu")
+        class_weights = torch.tensor(class_weights, dtype=torch.float32, device="cpu")
     weights = class_weights.detach().to(torch.float32, copy=True)
     if weights.is_meta:
         raise ValueError(

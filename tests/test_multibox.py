@@ -215,6 +215,15 @@ def test_the_world_counts_in_float32_whatever_the_default_dtype(dtype):
         assert found[name].equal(loss)
 
 
+def test_class_weights_are_float32_whatever_the_default_dtype():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = MultiBoxLoss(PRIORS, class_weights=[1.0, 0.3]).class_weights
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.equal(torch.tensor([1.0, 0.3]))
+
+
 def test_without_a_process_group_the_world_is_this_process():
     deltas, logits, targets = batch()
     world = MultiBoxLoss(PRIORS, normalizer="world")(deltas, logits, targets)
