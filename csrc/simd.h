@@ -167,7 +167,7 @@ inline Floats rough_multiply_add(Floats a, float b, Floats c) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Floats>(
       _mm512_fmadd_ps(reinterpret_cast<__m512>(a), _mm512_set1_ps(b), reinterpret_cast<__m512>(c)));
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && defined(__FMA__)
   return reinterpret_cast<Floats>(
       _mm256_fmadd_ps(reinterpret_cast<__m256>(a), _mm256_set1_ps(b), reinterpret_cast<__m256>(c)));
 #else
