@@ -221,10 +221,12 @@ def test_rows_with_nan_or_infinite_logits_yield_nothing(device, bad, place, thre
         assert set(at) == {2.0}
 
 
-def test_minus_infinity_is_a_class_ruled_out(device):
+@pytest.mark.parametrize("threshold", [0.01, 0.0])
+def test_minus_infinity_is_a_class_ruled_out(device, threshold):
     inf = math.inf
     logits = torch.tensor([[[0.0, -inf, 5], [-inf, 4, 4], [-inf, -inf, -inf]]], device=device)
-    found = detect(torch.zeros(1, 3, 4, device=device), logits, apart(3, device))
+    deltas = torch.zeros(1, 3, 4, device=device)
+    found = detect(deltas, logits, apart(3, device), score_threshold=threshold)
     assert found.counts.tolist() == [3]
     assert found.labels[0, :3].tolist() == [2, 1, 2]
     expected = torch.tensor([1 / (1 + math.exp(-5)), 0.5, 0.5], device=device)

@@ -222,6 +222,14 @@ def test_every_device_decides_the_same(device, kind, background):
     assert_matches_reference(Detections(*(x.cpu() for x in found)), *inputs, **options)
 
 
+def test_scores_that_underflow_do_not_exceed_0(device):
+    """The exponential of 89 and more is infinite, so that a class ruled out is no detection."""
+    logits = torch.tensor([[[-80.0], [-90], [-math.inf]]], device=device)
+    options = {"scores": "sigmoid", "background_index": None, "score_threshold": 0.0}
+    found = detect(torch.zeros(1, 3, 4, device=device), logits, apart(3).to(device), **options)
+    assert found.counts.tolist() == [1]
+
+
 def test_a_row_may_hold_several_classes_or_none(device):
     logits = torch.tensor([[[2.0, -9, 1], [-9, -9, -9], [math.nan, math.inf, -9]]], device=device)
     deltas, priors = torch.zeros(1, 3, 4, device=device), apart(3).to(device)

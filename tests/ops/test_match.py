@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssd_fast.boxes import box_iou
 from ssd_fast.ops import match, match_reference
 from ssd_fast.testing import SCENES, adversarial_objects, random_boxes, random_objects, seeded
 
@@ -109,6 +110,17 @@ def test_threshold_is_inclusive_unless_strict() -> None:
     assert _match(UNIT, box, assign="none") == [0]
     assert _match(UNIT, box, assign="none", strict=True) == [-1]
     assert _match(UNIT, box, assign="none", strict=True, low_threshold=0.5) == [-2]
+
+
+def test_an_overlap_equal_to_the_threshold_reaches_it(device) -> None:
+    """However the quotient was rounded, of which bounds of priors know the product alone."""
+    priors, boxes = random_boxes(200, seeded(0)), random_boxes(1, seeded(1))
+    offsets = torch.tensor([0, 1], device=device)
+    overlaps = box_iou(priors, boxes)[:, 0].tolist()
+    for i, overlap in enumerate(overlaps):
+        arguments = priors[i : i + 1].to(device), boxes.to(device), offsets
+        found = match(*arguments, iou_threshold=overlap, assign="none")
+        assert found.item() == 0, overlap
 
 
 @pytest.mark.parametrize("iou_threshold", [1.5, 3e38, 1e39])
