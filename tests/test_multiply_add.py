@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-
 HERE = Path(__file__).parent
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Werror", "-Wno-psabi"]
