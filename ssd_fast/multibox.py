@@ -155,7 +155,7 @@ class MultiBoxLoss(Float32Buffers):
 
         Raises:
             ValueError: tensors that do not fit together, or, in a list, an object that no detector
-                can learn from.
+                can learn from; priors that were made on the meta device and never got values.
         """
         maps = self._channels_last(deltas), self._channels_last(logits)
         if not isinstance(targets, Targets | DenseTargets):
