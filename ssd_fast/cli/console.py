@@ -28,7 +28,11 @@ class Console:
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console as RichConsole
 
-        self.rich = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
+        class Output(RichConsole):
+            def on_broken_pipe(self) -> None:
+                raise  # for `main`, which knows the status: rich would end the process with 1
+
+        self.rich = Output(highlight=False, soft_wrap=True, quiet=quiet)
 
     def say(self, text: str) -> None:
         """Prints a line as it is: brackets in file names are no markup, `:cat:` is no picture."""

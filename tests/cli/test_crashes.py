@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs that are killed: no torn checkpoint, and an end that is bit for bit the undisturbed one."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from ssd_fast.cli import main
+from ssd_fast.cli.console import Console
 from ssd_fast.engine.checkpoint import load_checkpoint
 from ssd_fast.engine.output import locked_folder
 
@@ -134,6 +136,17 @@ def test_output_that_nobody_reads_is_no_error(argument: str, connect: Callable):
     finally:
         os.close(theirs)
     assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_a_console_that_nobody_reads_leaves_the_status_to_the_command():
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    console = Console()
+    console.rich.file = Gone()
+    with pytest.raises(BrokenPipeError):
+        console.say("on its way")
 
 
 def test_output_that_is_closed_is_no_error():
