@@ -147,14 +147,35 @@ def test_batch_norm_and_one_image_are_refused(trainer: Callable[..., Trainer]):
 def test_the_average_forgets_the_start_of_a_short_run(
     trainer: Callable[..., Trainer], steps: int, decay: float
 ):
+    """Of running statistics as of weights."""
     run = trainer(steps=steps)
-    expected: Tensor | None = None
+    expected: list[Tensor] = []
     for report in run.run():
-        now = next(run.model.parameters()).detach()
-        expected = now.clone() if expected is None else expected.lerp(now, 1 - decay)
+        now = _weights_and_statistics(run.model)
+        pairs = zip(expected, now, strict=True)
+        expected = [old.lerp(new, 1 - decay) for old, new in pairs] if expected else now
         if report.step == 8:
             break
-    torch.testing.assert_close(next(run.averaged_model.parameters()), expected)
+    torch.testing.assert_close(_weights_and_statistics(run.averaged_model), expected)
+
+
+def _weights_and_statistics(model: SSD) -> list[Tensor]:
+    tensors = model.state_dict().values()
+    return [tensor.clone() for tensor in tensors if tensor.is_floating_point()]
+
+
+@pytest.mark.parametrize(("clip_norm", "length"), [(0.5, 0.5), (math.inf, None)])
+def test_the_gradient_is_cut_to_its_limit(
+    trainer: Callable[..., Trainer], clip_norm: float, length: float | None
+):
+    """Of SGD's first step, which is the learning rate times it; the example's own is longer."""
+    options = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "learning_rate": 1.0}
+    run = trainer(clip_norm=clip_norm, warmup=0, **options)
+    before = [parameter.detach().clone() for parameter in run.model.parameters()]
+    next(run.run())
+    change = [x.detach() - y for x, y in zip(run.model.parameters(), before, strict=True)]
+    norm = float(torch.cat([x.flatten() for x in change]).norm())
+    assert norm > 1 if length is None else norm == pytest.approx(length, rel=1e-3)
 
 
 def test_broken_boxes_are_counted(small_detector: Callable[[], SSD]):
