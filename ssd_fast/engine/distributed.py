@@ -140,12 +140,21 @@ def process_group() -> Iterator[World]:
 
     Yields:
         The world. Its device is the GPU of the process's number on its machine, or the CPU.
+
+    Raises:
+        ValueError: torchrun started more processes on this machine than it has GPUs.
     """
     cuda = torch.cuda.is_available()
     if not dist.is_torchelastic_launched():
         yield World(torch.device("cuda" if cuda else "cpu"))
         return
     device = torch.device("cuda", dist.get_node_local_rank()) if cuda else torch.device("cpu")
+    if cuda and device.index >= torch.cuda.device_count():
+        raise ValueError(
+            f"nproc-per-node: process {device.index} on this machine has no GPU of its own, for"
+            f" there are {torch.cuda.device_count()}; start as many processes as GPUs, or hide them"
+            " with CUDA_VISIBLE_DEVICES="
+        )
     if cuda:
         torch.cuda.set_device(device)
     # torchrun's variables say who and where.

@@ -2,6 +2,7 @@
 """Several processes: shares, and two of them under torchrun against one alone."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of two processes found, after one of them had died at its first start."""
     folder = tmp_path_factory.mktemp("two")
     script = Path(__file__).with_name("two_processes.py")
-    with subprocess.Popen(torchrun(script, folder), text=True, stderr=subprocess.PIPE) as process:
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # of which there may be one for the two
+    command = torchrun(script, folder)
+    with subprocess.Popen(command, env=hidden, text=True, stderr=subprocess.PIPE) as process:
         try:
             _, error = process.communicate(timeout=120)
         except subprocess.TimeoutExpired:
@@ -103,6 +106,16 @@ def test_a_process_alone():
         assert world.any(True)
         assert not world.launch
         assert world.gather([1, 2]) == [[1, 2]]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    message = "nproc-per-node: process 1 on this machine has no GPU of its own, for there are 1;"
+    with pytest.raises(ValueError, match=message), process_group():
+        pass
 
 
 @pytest.mark.parametrize(
