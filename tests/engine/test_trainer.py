@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ssd_fast.data import ShapesDataset
 from ssd_fast.engine.batches import batches
+from ssd_fast.engine.distributed import World
 from ssd_fast.engine.precision import Precision, choose_precision
 from ssd_fast.engine.trainer import Diverged, Trainer, TrainingOptions
 from ssd_fast.models import SSD, ssd300_vgg16
@@ -276,6 +277,15 @@ def test_random_numbers_of_the_model_are_resumed(trainer: Callable[..., Trainer]
     expected = whole.model.state_dict()
     for name, tensor in second.model.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_every_process_and_every_step_draws_its_own_random_numbers(trainer: Callable[..., Trainer]):
+    run, draws = trainer(), set()
+    for run.world in (World(run.device), World(run.device, rank=1, size=2)):
+        for run.step in range(2):
+            with run._random_numbers():
+                draws.add(torch.rand(()).item())
+    assert len(draws) == 4
 
 
 def test_a_model_of_other_classes_is_refused():
