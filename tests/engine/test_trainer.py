@@ -3,6 +3,7 @@
 
 import copy
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -281,10 +282,10 @@ def test_random_numbers_of_the_model_are_resumed(trainer: Callable[..., Trainer]
 
 def test_every_process_and_every_step_draws_its_own_random_numbers(trainer: Callable[..., Trainer]):
     run, draws = trainer(), set()
-    for run.world in (World(run.device), World(run.device, rank=1, size=2)):
-        for run.step in range(2):
-            with run._random_numbers():
-                draws.add(torch.rand(()).item())
+    for rank, step in itertools.product(range(2), range(2)):
+        run.world, run.step = World(run.device, rank=rank, size=2), step
+        with run._random_numbers():
+            draws.add(torch.rand(()).item())
     assert len(draws) == 4
 
 
