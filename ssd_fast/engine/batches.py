@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ssd_fast.data import BrokenSample
 from ssd_fast.data.augmentation import Augmentation
 from ssd_fast.engine.interruption import Interruption
+from ssd_fast.ops._arguments import describe
 from ssd_fast.targets import Targets
 
 __all__ = ["Batch", "DetectionDataset", "TrainingSamples", "batches"]
@@ -103,7 +104,8 @@ class TrainingSamples(Dataset[_Sample]):
             The image and its objects.
 
         Raises:
-            ValueError: no image of the dataset decodes.
+            ValueError: no image of the dataset decodes, or an item is not what `DetectionDataset`
+                says.
         """
         first, seed = draw
         broken: list[str] = []
@@ -136,13 +138,51 @@ class TrainingSamples(Dataset[_Sample]):
         return read
 
     def _decode(self, index: int) -> _Read:
-        image, target = self.dataset[index]
+        item = self.dataset[index]
+        _check_item(f"dataset[{index}]", item)
+        image, target = item
         boxes, labels = target["boxes"], target["labels"]
         # Before augmentation, which leaves out what it crops away, so that both are not mixed up.
         good = boxes.isfinite().all(1) & (boxes[:, :2] < boxes[:, 2:]).all(1)
         ignore = target.get("ignore", torch.zeros(len(boxes), dtype=torch.bool))
         kept = {"boxes": boxes[good], "labels": labels[good], "ignore": ignore[good]}
         return _Read(image, kept, int((~good).sum()))
+
+
+def _check_item(name: str, item: Any) -> None:
+    """Raises ValueError for what is no image with its objects, see `DetectionDataset`."""
+    pair = isinstance(item, tuple | list) and len(item) == 2
+    if not pair or not isinstance(item[1], Mapping):
+        raise ValueError(
+            f"{name}: expected an image and a dict of its objects, got {describe(item)}"
+        )
+    image, target = item
+    boxes, labels = target.get("boxes"), target.get("labels")
+    if not _has_shape(image, 3, None, None) or image.dtype != torch.uint8 or image.numel() == 0:
+        raise ValueError(f"{name}: expected an image (3, H, W) uint8, got {describe(image)}")
+    if not _has_shape(boxes, None, 4):
+        raise ValueError(
+            f"{name}: expected boxes (n, 4), corners in pixels, got {describe(boxes)}; an image"
+            " without objects has torch.zeros(0, 4)"
+        )
+    if not _has_shape(labels, len(boxes)) or labels.is_floating_point():
+        raise ValueError(
+            f"{name}: expected labels ({len(boxes)},) int64, one for each box, got"
+            f" {describe(labels)}"
+        )
+    ignore = target.get("ignore", labels.bool())
+    if not _has_shape(ignore, len(boxes)) or ignore.dtype != torch.bool:
+        raise ValueError(
+            f"{name}: expected ignore ({len(boxes)},) bool, one for each box, got"
+            f" {describe(ignore)}"
+        )
+
+
+def _has_shape(value: Any, *shape: int | None) -> bool:
+    """Whether it is a tensor of the shape, in which None stands for any size."""
+    if not isinstance(value, Tensor) or value.dim() != len(shape):
+        return False
+    return all(wanted in (None, size) for size, wanted in zip(value.shape, shape, strict=True))
 
 
 class _Stream(Sampler[list[tuple[int, int]]]):

@@ -4,7 +4,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssd_fast.data import BrokenSample, ShapesDataset
 from ssd_fast.data.augmentation import Augmentation
-from ssd_fast.engine.batches import Batch, TrainingSamples, batches
+from ssd_fast.engine.batches import Batch, TrainingSamples, _Stream, batches
 
 
 class Images:
@@ -62,6 +62,11 @@ def test_each_epoch_is_every_image_in_a_new_order():
     epochs = [stream[i : i + 10] for i in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_no_two_draws_are_augmented_alike():
+    draws = [draw for batch in _Stream(10, 5, 0, 0, 6, range(5)) for draw in batch]
+    assert len({seed for _, seed in draws}) == len(draws) == 30
 
 
 def test_a_later_start_draws_what_the_whole_run_draws():
@@ -176,6 +181,39 @@ def test_regions_to_ignore_reach_the_targets():
 def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="expected at least one image, got none"):
         drawn(TrainingSamples(numbered(0), augmentation(8, flip=0.0)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image, target: image, r"an image and a dict of its objects, got \(3, 8, 8\)"),
+        (lambda image, target: (image.float(), target), r"an image \(3, H, W\) uint8, .*float32"),
+        (lambda image, target: (image.numpy(), target), r"an image \(3, H, W\) uint8, got ndarray"),
+        (lambda image, target: (image[:, :0], target), r"an image .* uint8, got \(3, 0, 8\)"),
+        (
+            lambda image, target: (image, target | {"boxes": torch.tensor([])}),
+            r"boxes \(n, 4\).* got \(0,\).*; an image without objects has torch.zeros\(0, 4\)",
+        ),
+        (
+            lambda image, target: (image, target | {"labels": torch.tensor([1])}),
+            r"labels \(2,\) int64, one for each box, got \(1,\)",
+        ),
+        (lambda image, x: (image, {"boxes": x["boxes"]}), r"labels \(2,\) .* got NoneType"),
+        (
+            lambda image, target: (image, target | {"ignore": torch.tensor([0, 1])}),
+            r"ignore \(2,\) bool, one for each box, got .*int64",
+        ),
+    ],
+)
+def test_an_item_that_is_none_is_named(change: Callable, message: str):
+    class Wrong(Images):
+        def __getitem__(self, index: int):
+            image, target = super().__getitem__(index)
+            return change(image, target) if index == 1 else (image, target)
+
+    scene = (torch.zeros(3, 8, 8, dtype=torch.uint8), [[0, 0, 4, 4], [2, 2, 8, 8]])
+    with pytest.raises(ValueError, match=r"dataset\[1\]: expected " + message):
+        list(drawn(TrainingSamples(Wrong([scene] * 2), augmentation(8)), batch_size=2))
 
 
 class Torn(Images):
