@@ -68,5 +68,6 @@ class Detections(NamedTuple):
             if len(size) != 2 or not all(side > 0 for side in size):
                 raise ValueError(f"image_sizes[{i}]: expected (height, width), got {size!r}")
         rows = [(width, height, width, height) for height, width in sizes]
-        scales = torch.tensor(rows, dtype=self.boxes.dtype, device=self.boxes.device)
-        return scales.reshape(-1, 1, 4)
+        scales = torch.tensor(rows, dtype=self.boxes.dtype, device="cpu").reshape(-1, 1, 4)
+        # Or the host would wait for the GPU here, and again for the counts.
+        return scales.to(self.boxes.device, non_blocking=self.boxes.is_cuda)

@@ -113,8 +113,11 @@ class Targets(NamedTuple):
             boxes, labels = _pad(boxes, labels, capacity)
         offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int64, device="cpu")
         packed = cls(boxes, labels, offsets, dropped)
-        place = boxes.device if device is None else device
-        return packed if boxes.is_cpu and place == _CPU else packed.to(place)
+        place = boxes.device if device is None else torch.device(device)
+        if boxes.is_cpu and place == _CPU:
+            return packed
+        # No wait for a GPU: from memory that is not pinned, a copy to it is safe when it returns.
+        return packed.to(place, non_blocking=place.type == "cuda")
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "Targets":
         """The same targets on another device; tensors already there are shared.

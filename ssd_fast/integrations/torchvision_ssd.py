@@ -262,8 +262,9 @@ def _bounds(batch: ImageList) -> tuple[float, float, float, float] | Tensor:
     bounds = [(0.0, 0.0, float(width), float(height)) for height, width in batch.image_sizes]
     if len(set(bounds)) == 1:
         return bounds[0]
-    rows = torch.tensor(bounds, dtype=torch.float32, device=batch.tensors.device)
-    return rows.reshape(-1, 4)
+    rows = torch.tensor(bounds, dtype=torch.float32, device="cpu").reshape(-1, 4)
+    # A copy to a GPU without a wait for it.
+    return rows.to(batch.tensors.device, non_blocking=batch.tensors.is_cuda)
 
 
 def _detections(

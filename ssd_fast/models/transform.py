@@ -112,7 +112,10 @@ def relative_targets(
     pixels = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32, device="cpu")
     counts = pixels.new_tensor([len(target["boxes"]) for target in targets], dtype=torch.int64)
     pixels = pixels.repeat_interleave(counts, dim=0, output_size=packed.boxes.shape[0])
-    return packed._replace(boxes=packed.boxes / pixels.to(packed.boxes.device)).to(device)
+    # Copies to a GPU without a wait for it, as in `Targets.pack`.
+    pixels = pixels.to(packed.boxes.device, non_blocking=packed.boxes.is_cuda)
+    scaled = packed._replace(boxes=packed.boxes / pixels)
+    return scaled.to(device, non_blocking=device.type == "cuda")
 
 
 def _height_width(image: Tensor) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """CUDA graphs, torch.compile, synchronisation, launches: what only a GPU can show."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -163,6 +165,21 @@ def test_postprocessing_does_not_synchronise(
         ops.nms_padded(boxes, scores, 0.5)
         ops.nms_padded(boxes, scores, 0.5, idxs)
         ops.detect(*inputs)
+
+
+def test_detections_as_a_list_wait_once(gpu, make_batch, needs_kernel):
+    """For the counts, not for the sizes of the images."""
+    needs_kernel("detect")
+    detections = ops.detect(*(x.to(gpu) for x in make_batch(4, 21)[:3]))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            detections.to_list([(300, 400)] * 4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [w for w in caught if "called a synchronizing CUDA operation" in str(w.message)]
+    assert len(waits) == 1
 
 
 @pytest.mark.parametrize("what", ["multibox_loss", "focal_loss", "detect", "nms_padded"])

@@ -82,6 +82,18 @@ def test_a_targets_pack_of_the_gpu(gpu, scenes):
     assert int(packed.offsets[-1]) == sum(len(t["labels"]) for t in targets)
 
 
+def test_targets_of_the_host_make_a_step_wait_for_nothing(gpu, scenes):
+    """The losses of images on the GPU, forward and backward."""
+    model = _detector().to(gpu).train()
+    images, targets = [image.to(gpu) for image in scenes[0]], scenes[1]
+    sum(model(images, targets).values()).backward()  # compiles, which may synchronise
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sum(model(images, targets).values()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 class Maps(nn.Module):
     """A backbone of two maps: compiled in seconds."""
 
