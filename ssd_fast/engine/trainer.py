@@ -256,7 +256,7 @@ class Trainer:
         norm = clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
         box_loss, class_loss = losses["bbox_regression"], losses["classification"]
         # Of all processes, so that they agree on whether to take the step.
-        broken = norm.new_tensor(batch.targets.dropped)
+        broken = norm.new_full((), batch.targets.dropped)  # without a wait for a GPU
         *values, dropped = self.world.mean(
             torch.stack([box_loss.detach(), class_loss.detach(), norm.detach(), broken])
         ).tolist()
