@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "exponential.h"
+#include "read_ahead.h"
 #include "rows.h"
 #include "simd.h"
 
@@ -76,16 +77,16 @@ class BlockKeys {
     }
   }
 
-  // Keys of contiguous rows that begin `stride` apart.
-  Floats keys(const float* rows, int64_t stride) const {
+  // Writes the keys of contiguous rows that begin `stride` apart.
+  void compute(const float* rows, int64_t stride, float* keys) const {
 #if defined(__AVX512F__)
-    if (classes_ > 16 && classes_ <= 24) return three_halves_keys(rows, stride);
+    if (classes_ > 16 && classes_ <= 24) return three_halves_keys(rows, stride, keys);
 #endif
     switch (vectors_) {  // loops of a known length, of 21 or 81 classes, stay in registers
       case kLanes == 16 ? 6:
-        3 : return fixed_keys<kLanes == 16 ? 6 : 3>(rows, stride);
+        3 : return store(keys, fixed_keys<kLanes == 16 ? 6 : 3>(rows, stride));
       default:
-        return fixed_keys<0>(rows, stride);
+        return store(keys, fixed_keys<0>(rows, stride));
     }
   }
 
@@ -117,9 +118,10 @@ class BlockKeys {
   }
 
 #if defined(__AVX512F__)
-  // `keys` for 17 to 24 classes: three half vectors leave fewer lanes idle than two whole
-  // ones, and processors that split whole ones spend as much on a whole as on two halves.
-  Floats three_halves_keys(const float* rows, int64_t stride) const {
+  // `compute` for 17 to 24 classes: three half vectors leave fewer lanes idle than two whole
+  // ones, and processors that split whole ones spend as much on a whole as on two halves. Others
+  // close one of three ports while a whole one is about: so there must be none in here.
+  void three_halves_keys(const float* rows, int64_t stride, float* keys) const {
     const int64_t background = background_, last = classes_ - 8;
     // Lane i of the last one is class `last` + i: those that the others have are left out.
     const __mmask8 keep_0 = keep_[0] & 0xff, keep_1 = keep_[0] >> 8, keep_2 = keep_[1] >> 8;
@@ -157,11 +159,14 @@ class BlockKeys {
     };
     const __m256 low = eight(0), high = eight(8);
     const __m256 beyond = _mm256_cmp_ps(most, _mm256_set1_ps(kMostOffset), _CMP_GT_OQ);
-    if (_mm256_movemask_ps(_mm256_or_ps(_mm256_castsi256_ps(doubt), beyond)) != 0) {
-      return splat(kDoubtful);
-    }
-    return settled(
-        reinterpret_cast<Floats>(_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1)));
+    const bool good = _mm256_movemask_ps(_mm256_or_ps(_mm256_castsi256_ps(doubt), beyond)) == 0;
+    const auto settled = [&](__m256 sums) __attribute__((always_inline)) {
+      const __m256 greatest = _mm256_set1_ps(std::numeric_limits<float>::max());
+      const __mmask8 finite = _mm256_cmp_ps_mask(sums, greatest, _CMP_LE_OQ);
+      return _mm256_mask_mov_ps(_mm256_set1_ps(kDoubtful), good ? finite : 0, sums);
+    };
+    _mm256_storeu_ps(keys, settled(low));
+    _mm256_storeu_ps(keys + 8, settled(high));
   }
 #endif
 
@@ -209,7 +214,9 @@ class RoughKeys {
     int64_t row = begin;
     if constexpr (std::is_same_v<T, float>) {
       for (; row + kLanes <= end; row += kLanes) {
-        store(keys + row, block_keys_.keys(data + row * stride, stride));
+        const float* const rows = data + row * stride;
+        read_ahead_(rows, kLanes * stride * static_cast<int64_t>(sizeof(float)));
+        block_keys_.compute(rows, stride, keys + row);
       }
     }
     for (; row < end; row += kLanes) {
@@ -236,12 +243,9 @@ class RoughKeys {
     for (int64_t i = 0; i < count; ++i) {
       load_row_as_floats(row_at(i), channel_stride, classes_, &block_[i * stride]);
     }
-    const Floats values = block_keys_.keys(block_.data(), stride);
-    if (count == kLanes) {
-      store(keys, values);
-    } else {
-      for (int64_t i = 0; i < count; ++i) keys[i] = values[i];
-    }
+    float computed[kLanes];
+    block_keys_.compute(block_.data(), stride, computed);
+    std::copy(computed, computed + count, keys);
   }
 
   // Keys of one box of each cell, the classes of which are planes: a vector holds many cells.
@@ -281,6 +285,7 @@ class RoughKeys {
   int64_t classes_ = -1;
   int64_t background_ = -1;
   BlockKeys block_keys_;
+  ReadAhead read_ahead_;
   std::vector<float> block_;
 };
 
