@@ -102,11 +102,15 @@ class BlockKeys {
       const Floats offset = rough_offset(splat(row[background]));
       most = greater_size(most, offset);
       Floats sum{};
+      Ints before{};
+#pragma GCC unroll 6
       for (int64_t v = 0; v < vectors; ++v) {
         const Ints bits = rough_exp(load(row + starts_[v]), offset, keep_[v]);
-        doubt |= bits;
+        doubt = v % 2 == 1 ? any_of_bits(doubt, before, bits) : doubt;
+        before = bits;
         sum = v > 0 ? sum + as_floats(bits) : as_floats(bits);
       }
+      if (vectors % 2 == 1) doubt |= before;
       settle(doubt);
       settle(most);
       settle(sum);

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "read_ahead.h"
 #include "rows.h"
 #include "scratch.h"
 #include "simd.h"
@@ -112,6 +113,11 @@ class RowFilter {
            row * level_->row_stride();
   }
 
+  SSD_FAST_INLINE void read_ahead(int64_t image, int64_t row) const {
+    read_ahead_(float_rows(image, row),
+                kLanes * level_->row_stride() * static_cast<int64_t>(sizeof(float)));
+  }
+
   // Floats between two copied rows.
   int64_t copied_stride() const { return std::max(classes_, kLanes); }
 
@@ -198,7 +204,9 @@ class RowFilter {
       count = std::min(kLanes, level_->rows - row);
       const float* rows = float_rows(image, row);
       int64_t stride = level_->row_stride();
-      if (!is_readable(count)) {
+      if (is_readable(count)) {
+        read_ahead(image, row);
+      } else {
         copy_rows(image, row, count);
         rows = block_.data();
         stride = copied_stride();
@@ -232,6 +240,7 @@ class RowFilter {
       count = std::min(kLanes, level_->rows - row);
       uint32_t lanes;
       if (is_readable(count)) {
+        read_ahead(image, row);
         lanes = lanes_of(judge<kVectors>(float_rows(image, row), level_->row_stride(), passes));
       } else {
         copy_rows(image, row, count);
@@ -323,6 +332,7 @@ class RowFilter {
   int64_t background_ = -1;
   bool is_relative_ = true;
   float nothing_ = 0.0f;
+  ReadAhead read_ahead_;
   int64_t vectors_ = 0;
   int64_t last_start_ = 0;       // class at which the last vector of a row starts
   AlignedVector<float> excess_;  // 0 in the lanes of each vector that count, else -inf
