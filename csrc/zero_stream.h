@@ -22,49 +22,66 @@ class ZeroStream {
     end_ = data + bytes;
     // Whole lines, though the first may begin before the piece.
     window_ = data - (reinterpret_cast<uintptr_t>(data) & (kLine - 1));
+    written_ = window_ < begin_ ? 1 : 0;
   }
 
-  // Writes `count` bytes at offset `at`, behind all that was written before.
+  // Writes `count` bytes, at least one, at offset `at`, behind all that was written before.
   void write(int64_t at, const char* from, int64_t count) {
     char* to = begin_ + at;
     while (count > 0) {
       while (to >= window_ + kWindow) write_window();
       const int64_t fitting = std::min<int64_t>(count, window_ + kWindow - to);
       std::memcpy(staged_ + (to - window_), from, static_cast<size_t>(fitting));
-      is_zero_ = false;
+      const int64_t first = (to - window_) / kLine, last = (to - window_ + fitting - 1) / kLine;
+      written_ |= ((uint64_t{2} << (last - first)) - 1) << first;
       to += fitting;
       from += fitting;
       count -= fitting;
     }
   }
 
-  // Writes the rest.
+  // Writes the rest of the piece.
   void close() {
     while (window_ < end_) write_window();
+  }
+
+  // After the last piece, or another thread might see it late.
+  static void settle() {
 #if defined(__x86_64__)
-    _mm_sfence();  // or another thread might see it late
+    _mm_sfence();
 #endif
   }
 
  private:
   static constexpr int64_t kLine = 64;
-  static constexpr int64_t kWindow = 4096;
+  static constexpr int64_t kLines = 64;
+  static constexpr int64_t kWindow = kLines * kLine;
 
   void write_window() {
-    const int64_t lines = std::min<int64_t>(kWindow, (end_ - window_ + kLine - 1) & -kLine);
-    for (int64_t i = 0; i < lines; i += kLine) {
-      char* const line = window_ + i;
-      if (line >= begin_ && line + kLine <= end_) {
-        is_zero_ ? stream_zeros(line) : stream(line, staged_ + i);
-      } else {
-        char* const from = std::max(line, begin_);
-        char* const to = std::min(line + kLine, end_);
-        std::memcpy(from, staged_ + (from - window_), static_cast<size_t>(to - from));
+    const int64_t bytes = std::min<int64_t>(kWindow, end_ - window_);
+    const int64_t lines = (bytes + kLine - 1) / kLine;
+    if (bytes % kLine != 0) written_ |= uint64_t{1} << (lines - 1);
+    int64_t i = 0;
+    for (; written_ != 0; written_ &= written_ - 1, ++i) {
+      for (const int64_t next = __builtin_ctzll(written_); i < next; ++i) {
+        stream_zeros(window_ + i * kLine);
       }
+      write_line(window_ + i * kLine, staged_ + i * kLine);
     }
-    if (!is_zero_) std::memset(staged_, 0, kWindow);
-    is_zero_ = true;
+    for (; i < lines; ++i) stream_zeros(window_ + i * kLine);
     window_ += kWindow;
+  }
+
+  // Writes a line, of which the piece may have a part, and clears it for the next window.
+  void write_line(char* line, char* staged) {
+    if (line >= begin_ && line + kLine <= end_) {
+      stream(line, staged);
+    } else {
+      char* const from = std::max(line, begin_);
+      char* const to = std::min(line + kLine, end_);
+      std::memcpy(from, staged + (from - line), static_cast<size_t>(to - from));
+    }
+    std::memset(staged, 0, kLine);
   }
 
 #if defined(__AVX512F__)
@@ -94,7 +111,7 @@ class ZeroStream {
   char* begin_ = nullptr;
   char* end_ = nullptr;
   char* window_ = nullptr;  // of the bytes that are staged
-  bool is_zero_ = true;
+  uint64_t written_ = 0;    // its lines that are not all zeros, or not all of the piece: bit by bit
   alignas(kLine) char staged_[kWindow] = {};
 };
 
