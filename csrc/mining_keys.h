@@ -102,15 +102,20 @@ class BlockKeys {
       const Floats offset = rough_offset(splat(row[background]));
       most = greater_size(most, offset);
       Floats sum{};
-      Ints before{};
-#pragma GCC unroll 6
-      for (int64_t v = 0; v < vectors; ++v) {
+      const auto add = [&](int64_t v) __attribute__((always_inline)) {
         const Ints bits = rough_exp(load(row + starts_[v]), offset, keep_[v]);
-        doubt = v % 2 == 1 ? any_of_bits(doubt, before, bits) : doubt;
-        before = bits;
         sum = v > 0 ? sum + as_floats(bits) : as_floats(bits);
+        return bits;
+      };
+      int64_t v = 0;
+      if constexpr (kVectors % 2 == 0 && kVectors > 0) {
+#pragma GCC unroll 3
+        for (; v < kVectors; v += 2) {
+          const Ints bits = add(v);
+          doubt = any_of_bits(doubt, bits, add(v + 1));
+        }
       }
-      if (vectors % 2 == 1) doubt |= before;
+      for (; v < vectors; ++v) doubt |= add(v);
       settle(doubt);
       settle(most);
       settle(sum);
