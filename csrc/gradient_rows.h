@@ -46,7 +46,7 @@ class GradientRows {
     if (!streams_) return;
     while (open_level_ + 1 < gradient_->levels.size()) open_level(open_level_ + 1);
     stream_.close();
-    ZeroStream::settle();
+    ZeroStream::fence();
   }
 
  private:

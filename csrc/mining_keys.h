@@ -229,9 +229,9 @@ class RoughKeys {
       }
     }
     for (; row < end; row += kLanes) {
-      copied_rows(
-          std::min(kLanes, end - row), [&](int64_t i) { return data + (row + i) * stride; }, 1,
-          keys + row);
+      const int64_t count = std::min(kLanes, end - row);
+      read_ahead_(data + row * stride, count * stride * static_cast<int64_t>(sizeof(T)));
+      copied_rows(count, [&](int64_t i) { return data + (row + i) * stride; }, 1, keys + row);
     }
   }
 

@@ -16,7 +16,7 @@ class ReadAhead {
  public:
   // Before `bytes` at `from` are read: asks for as many, kAhead further on. They need not exist.
   SSD_FAST_INLINE void operator()(const void* from, int64_t bytes) const {
-    if (!is_worth_it_) return;
+    if (!is_worth_it_ || bytes > kMost) return;
     const char* const next = static_cast<const char*>(from) + kAhead;
     for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(next + i);
   }
@@ -24,6 +24,7 @@ class ReadAhead {
  private:
   static constexpr int64_t kLine = 64;
   static constexpr int64_t kAhead = 2048;
+  static constexpr int64_t kMost = 16384;  // more would push out of the nearest cache what is due
 
   static bool is_worth_it() {
 #if defined(__x86_64__)

@@ -113,9 +113,12 @@ class RowFilter {
            row * level_->row_stride();
   }
 
-  SSD_FAST_INLINE void read_ahead(int64_t image, int64_t row) const {
-    read_ahead_(float_rows(image, row),
-                kLanes * level_->row_stride() * static_cast<int64_t>(sizeof(float)));
+  // Before `count` even rows are read.
+  SSD_FAST_INLINE void read_ahead(int64_t image, int64_t row, int64_t count) const {
+    const int64_t stride = level_->row_stride();
+    const int64_t size = dtype_ == Dtype::kFloat32 ? 4 : 2;
+    const int64_t first = image * level_->batch_stride + row * stride;
+    read_ahead_(static_cast<const char*>(level_->data) + first * size, count * stride * size);
   }
 
   // Floats between two copied rows.
@@ -202,11 +205,10 @@ class RowFilter {
     int64_t count = 0;
     for (int64_t row = 0; row < level_->rows; row += count) {
       count = std::min(kLanes, level_->rows - row);
+      read_ahead(image, row, count);
       const float* rows = float_rows(image, row);
       int64_t stride = level_->row_stride();
-      if (is_readable(count)) {
-        read_ahead(image, row);
-      } else {
+      if (!is_readable(count)) {
         copy_rows(image, row, count);
         rows = block_.data();
         stride = copied_stride();
@@ -238,9 +240,9 @@ class RowFilter {
     int64_t count = 0;
     for (int64_t row = 0; row < level_->rows; row += count) {
       count = std::min(kLanes, level_->rows - row);
+      read_ahead(image, row, count);
       uint32_t lanes;
       if (is_readable(count)) {
-        read_ahead(image, row);
         lanes = lanes_of(judge<kVectors>(float_rows(image, row), level_->row_stride(), passes));
       } else {
         copy_rows(image, row, count);

@@ -220,9 +220,9 @@ inline int64_t sum_of_lanes(Ints values) {
 // The bits that are set in any of the three.
 inline Ints any_of_bits(Ints a, Ints b, Ints c) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<Ints>(
-      _mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b),
-                                reinterpret_cast<__m512i>(c), 0xfe));
+  return reinterpret_cast<Ints>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(a),
+                                                          reinterpret_cast<__m512i>(b),
+                                                          reinterpret_cast<__m512i>(c), 0xfe));
 #else
   return a | b | c;
 #endif

@@ -46,7 +46,7 @@ class ZeroStream {
   }
 
   // After the last piece, or another thread might see it late.
-  static void settle() {
+  static void fence() {
 #if defined(__x86_64__)
     _mm_sfence();
 #endif
