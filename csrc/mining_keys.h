@@ -77,28 +77,29 @@ class BlockKeys {
     }
   }
 
-  // Writes the keys of contiguous rows that begin `stride` apart.
-  void compute(const float* rows, int64_t stride, float* keys) const {
+  // Writes the keys of contiguous rows that begin `stride` apart, and asks for those behind.
+  void compute(const float* rows, int64_t stride, ReadAhead ahead, float* keys) const {
 #if defined(__AVX512F__)
-    if (classes_ > 16 && classes_ <= 24) return three_halves_keys(rows, stride, keys);
+    if (classes_ > 16 && classes_ <= 24) return three_halves_keys(rows, stride, ahead, keys);
 #endif
     switch (vectors_) {  // loops of a known length, of 21 or 81 classes, stay in registers
       case kLanes == 16 ? 6:
-        3 : return store(keys, fixed_keys<kLanes == 16 ? 6 : 3>(rows, stride));
+        3 : return store(keys, fixed_keys<kLanes == 16 ? 6 : 3>(rows, stride, ahead));
       default:
-        return store(keys, fixed_keys<0>(rows, stride));
+        return store(keys, fixed_keys<0>(rows, stride, ahead));
     }
   }
 
  private:
   template <int kVectors>
-  Floats fixed_keys(const float* rows, int64_t stride) const {
+  Floats fixed_keys(const float* rows, int64_t stride, ReadAhead ahead) const {
     const int64_t vectors = kVectors ? kVectors : vectors_;
     const int64_t background = background_;
     Ints doubt{};
     Floats most{};
     const auto sum_of_row = [&](int64_t r) __attribute__((always_inline)) {
       const float* row = rows + r * stride;
+      ahead(row, classes_ * static_cast<int64_t>(sizeof(float)));
       const Floats offset = rough_offset(splat(row[background]));
       most = greater_size(most, offset);
       Floats sum{};
@@ -130,7 +131,7 @@ class BlockKeys {
   // `compute` for 17 to 24 classes: three half vectors leave fewer lanes idle than two whole
   // ones, and processors that split whole ones spend as much on a whole as on two halves. Others
   // close one of three ports while a whole one is about: so there must be none in here.
-  void three_halves_keys(const float* rows, int64_t stride, float* keys) const {
+  void three_halves_keys(const float* rows, int64_t stride, ReadAhead ahead, float* keys) const {
     const int64_t background = background_, last = classes_ - 8;
     // Lane i of the last one is class `last` + i: those that the others have are left out.
     const __mmask8 keep_0 = keep_[0] & 0xff, keep_1 = keep_[0] >> 8, keep_2 = keep_[1] >> 8;
@@ -158,6 +159,7 @@ class BlockKeys {
       return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
     };
     const auto eight = [&](int64_t r) __attribute__((always_inline)) {
+      ahead(rows + r * stride, 8 * classes_ * static_cast<int64_t>(sizeof(float)));
       const auto four = [&](int64_t i) __attribute__((always_inline)) {
         const __m256 low = two(sum_of_row(i), sum_of_row(i + 1));
         return two(low, two(sum_of_row(i + 2), sum_of_row(i + 3)));
@@ -223,15 +225,16 @@ class RoughKeys {
     int64_t row = begin;
     if constexpr (std::is_same_v<T, float>) {
       for (; row + kLanes <= end; row += kLanes) {
-        const float* const rows = data + row * stride;
-        read_ahead_(rows, kLanes * stride * static_cast<int64_t>(sizeof(float)));
-        block_keys_.compute(rows, stride, keys + row);
+        block_keys_.compute(data + row * stride, stride, read_ahead_, keys + row);
       }
     }
     for (; row < end; row += kLanes) {
-      const int64_t count = std::min(kLanes, end - row);
-      read_ahead_(data + row * stride, count * stride * static_cast<int64_t>(sizeof(T)));
-      copied_rows(count, [&](int64_t i) { return data + (row + i) * stride; }, 1, keys + row);
+      const auto row_at = [&](int64_t i) __attribute__((always_inline)) {
+        const T* const from = data + (row + i) * stride;
+        read_ahead_(from, classes_ * static_cast<int64_t>(sizeof(T)));
+        return from;
+      };
+      copied_rows(std::min(kLanes, end - row), row_at, 1, keys + row);
     }
   }
 
@@ -253,7 +256,7 @@ class RoughKeys {
       load_row_as_floats(row_at(i), channel_stride, classes_, &block_[i * stride]);
     }
     float computed[kLanes];
-    block_keys_.compute(block_.data(), stride, computed);
+    block_keys_.compute(block_.data(), stride, ReadAhead(), computed);
     std::copy(computed, computed + count, keys);
   }
 
@@ -294,7 +297,7 @@ class RoughKeys {
   int64_t classes_ = -1;
   int64_t background_ = -1;
   BlockKeys block_keys_;
-  ReadAhead read_ahead_;
+  ReadAhead read_ahead_ = ReadAhead::if_worth_it();
   std::vector<float> block_;
 };
 

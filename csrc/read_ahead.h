@@ -14,28 +14,32 @@ namespace ssd_fast::SSD_FAST_ISA {
 
 class ReadAhead {
  public:
+  // Asks for nothing.
+  ReadAhead() = default;
+
+  // Asks if that is worth it on this machine.
+  static ReadAhead if_worth_it() {
+    ReadAhead ahead;
+#if defined(__x86_64__)
+    static const bool is_intel = (__builtin_cpu_init(), __builtin_cpu_is("intel") != 0);
+    ahead.asks_ = is_intel;
+#endif
+    return ahead;
+  }
+
   // Before `bytes` at `from` are read: asks for as many, kAhead further on. They need not exist.
+  // Little at a time, as it is read: the core has 16 places for what it waits for.
   SSD_FAST_INLINE void operator()(const void* from, int64_t bytes) const {
-    if (!is_worth_it_ || bytes > kMost) return;
+    if (!asks_) return;
     const char* const next = static_cast<const char*>(from) + kAhead;
     for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(next + i);
   }
 
  private:
   static constexpr int64_t kLine = 64;
-  static constexpr int64_t kAhead = 2048;
-  static constexpr int64_t kMost = 16384;  // more would push out of the nearest cache what is due
+  static constexpr int64_t kAhead = 4096;
 
-  static bool is_worth_it() {
-#if defined(__x86_64__)
-    static const bool is_intel = (__builtin_cpu_init(), __builtin_cpu_is("intel") != 0);
-    return is_intel;
-#else
-    return false;
-#endif
-  }
-
-  bool is_worth_it_ = is_worth_it();
+  bool asks_ = false;
 };
 
 }  // namespace ssd_fast::SSD_FAST_ISA

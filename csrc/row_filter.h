@@ -113,14 +113,6 @@ class RowFilter {
            row * level_->row_stride();
   }
 
-  // Before `count` even rows are read.
-  SSD_FAST_INLINE void read_ahead(int64_t image, int64_t row, int64_t count) const {
-    const int64_t stride = level_->row_stride();
-    const int64_t size = dtype_ == Dtype::kFloat32 ? 4 : 2;
-    const int64_t first = image * level_->batch_stride + row * stride;
-    read_ahead_(static_cast<const char*>(level_->data) + first * size, count * stride * size);
-  }
-
   // Floats between two copied rows.
   int64_t copied_stride() const { return std::max(classes_, kLanes); }
 
@@ -131,6 +123,7 @@ class RowFilter {
       const auto* const rows =
           static_cast<decltype(type)>(level_->data) + image * level_->batch_stride + row * stride;
       for (int64_t i = 0; i < count; ++i) {
+        read_ahead_(rows + i * stride, classes_ * static_cast<int64_t>(sizeof(*rows)));
         load_row_as_floats(rows + i * stride, 1, classes_, &block_[i * copied_stride()]);
       }
     });
@@ -205,24 +198,26 @@ class RowFilter {
     int64_t count = 0;
     for (int64_t row = 0; row < level_->rows; row += count) {
       count = std::min(kLanes, level_->rows - row);
-      read_ahead(image, row, count);
       const float* rows = float_rows(image, row);
       int64_t stride = level_->row_stride();
+      ReadAhead ahead = read_ahead_;
       if (!is_readable(count)) {
         copy_rows(image, row, count);
         rows = block_.data();
         stride = copied_stride();
+        ahead = ReadAhead();
       }
-      if (!leading_among<kVectors>(rows, stride, row, count, margin, report)) return false;
+      if (!leading_among<kVectors>(rows, stride, ahead, row, count, margin, report)) return false;
     }
     return true;
   }
 
   // Up to kLanes rows, some at a time: hardly any of them leads.
   template <int kVectors, typename Report>
-  bool leading_among(const float* rows, int64_t stride, int64_t first, int64_t count, float margin,
-                     const Report& report) {
+  bool leading_among(const float* rows, int64_t stride, ReadAhead ahead, int64_t first,
+                     int64_t count, float margin, const Report& report) {
     for (int64_t group = 0; group < count; group += kGroup) {
+      ahead(rows + group * stride, kGroup * classes_ * static_cast<int64_t>(sizeof(float)));
       const Floats best = lead_of_group<kVectors>(rows + group * stride, stride);
       if (!any_reaching(best, splat(margin))) continue;
       const int64_t end = std::min(group + kGroup, count);
@@ -240,13 +235,13 @@ class RowFilter {
     int64_t count = 0;
     for (int64_t row = 0; row < level_->rows; row += count) {
       count = std::min(kLanes, level_->rows - row);
-      read_ahead(image, row, count);
       uint32_t lanes;
       if (is_readable(count)) {
-        lanes = lanes_of(judge<kVectors>(float_rows(image, row), level_->row_stride(), passes));
+        lanes = lanes_of(
+            judge<kVectors>(float_rows(image, row), level_->row_stride(), read_ahead_, passes));
       } else {
         copy_rows(image, row, count);
-        lanes = lanes_of(judge<kVectors>(block_.data(), copied_stride(), passes));
+        lanes = lanes_of(judge<kVectors>(block_.data(), copied_stride(), ReadAhead(), passes));
         lanes &= (1u << count) - 1;
       }
       for (; lanes != 0; lanes &= lanes - 1) {
@@ -257,9 +252,10 @@ class RowFilter {
   }
 
   template <int kVectors, typename Passes>
-  Ints judge(const float* rows, int64_t stride, const Passes& passes) const {
+  Ints judge(const float* rows, int64_t stride, ReadAhead ahead, const Passes& passes) const {
     Floats leads[kLanes], sums[kLanes];
     for (int64_t r = 0; r < kLanes; ++r) {
+      ahead(rows + r * stride, classes_ * static_cast<int64_t>(sizeof(float)));
       Floats sum{};
       leads[r] = lead<kVectors>(rows + r * stride, splat(kNone), &sum);
       sums[r] = sum;
@@ -334,7 +330,7 @@ class RowFilter {
   int64_t background_ = -1;
   bool is_relative_ = true;
   float nothing_ = 0.0f;
-  ReadAhead read_ahead_;
+  ReadAhead read_ahead_ = ReadAhead::if_worth_it();
   int64_t vectors_ = 0;
   int64_t last_start_ = 0;       // class at which the last vector of a row starts
   AlignedVector<float> excess_;  // 0 in the lanes of each vector that count, else -inf
