@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "exponential.h"
@@ -56,7 +55,7 @@ inline Floats greater_size(Floats a, Floats b) {
 #endif
 }
 
-// Rough keys of kLanes rows of float32 at a time.
+// Rough keys of kLanes rows at a time.
 class BlockKeys {
  public:
   void reset(int64_t classes, int64_t background) {
@@ -78,7 +77,8 @@ class BlockKeys {
   }
 
   // Writes the keys of contiguous rows that begin `stride` apart, and asks for those behind.
-  void compute(const float* rows, int64_t stride, ReadAhead ahead, float* keys) const {
+  template <typename T>
+  void compute(const T* rows, int64_t stride, ReadAhead ahead, float* keys) const {
 #if defined(__AVX512F__)
     if (classes_ > 16 && classes_ <= 24) return three_halves_keys(rows, stride, ahead, keys);
 #endif
@@ -91,20 +91,20 @@ class BlockKeys {
   }
 
  private:
-  template <int kVectors>
-  Floats fixed_keys(const float* rows, int64_t stride, ReadAhead ahead) const {
+  template <int kVectors, typename T>
+  Floats fixed_keys(const T* rows, int64_t stride, ReadAhead ahead) const {
     const int64_t vectors = kVectors ? kVectors : vectors_;
     const int64_t background = background_;
     Ints doubt{};
     Floats most{};
     const auto sum_of_row = [&](int64_t r) __attribute__((always_inline)) {
-      const float* row = rows + r * stride;
-      ahead(row, classes_ * static_cast<int64_t>(sizeof(float)));
-      const Floats offset = rough_offset(splat(row[background]));
+      const T* row = rows + r * stride;
+      ahead(row, classes_ * static_cast<int64_t>(sizeof(T)));
+      const Floats offset = rough_offset(splat_float(row + background));
       most = greater_size(most, offset);
       Floats sum{};
       const auto add = [&](int64_t v) __attribute__((always_inline)) {
-        const Ints bits = rough_exp(load(row + starts_[v]), offset, keep_[v]);
+        const Ints bits = rough_exp(load_floats(row + starts_[v]), offset, keep_[v]);
         sum = v > 0 ? sum + as_floats(bits) : as_floats(bits);
         return bits;
       };
@@ -131,7 +131,8 @@ class BlockKeys {
   // `compute` for 17 to 24 classes: three half vectors leave fewer lanes idle than two whole
   // ones, and processors that split whole ones spend as much on a whole as on two halves. Others
   // close one of three ports while a whole one is about: so there must be none in here.
-  void three_halves_keys(const float* rows, int64_t stride, ReadAhead ahead, float* keys) const {
+  template <typename T>
+  void three_halves_keys(const T* rows, int64_t stride, ReadAhead ahead, float* keys) const {
     const int64_t background = background_, last = classes_ - 8;
     // Lane i of the last one is class `last` + i: those that the others have are left out.
     const __mmask8 keep_0 = keep_[0] & 0xff, keep_1 = keep_[0] >> 8, keep_2 = keep_[1] >> 8;
@@ -139,13 +140,13 @@ class BlockKeys {
     __m256i doubt = _mm256_setzero_si256();
     __m256 most = _mm256_setzero_ps();
     const auto sum_of_row = [&](int64_t r) __attribute__((always_inline)) {
-      const float* row = rows + r * stride;
-      const __m256 offset = _mm256_fnmadd_ps(_mm256_set1_ps(row[background]), scale, zero_offset);
+      const T* row = rows + r * stride;
+      const __m256 offset = _mm256_fnmadd_ps(splat_eight(row + background), scale, zero_offset);
       most = _mm256_range_ps(most, offset, 0xb);  // the greater size
       settle(most);
       const auto bits = [&](int64_t start, __mmask8 kept) __attribute__((always_inline)) {
-        return _mm256_maskz_cvtps_epi32(
-            kept, _mm256_fmadd_ps(_mm256_loadu_ps(row + start), scale, offset));
+        return _mm256_maskz_cvtps_epi32(kept,
+                                        _mm256_fmadd_ps(load_eight(row + start), scale, offset));
       };
       const __m256i a = bits(0, keep_0), b = bits(8, keep_1), c = bits(last, keep_2);
       doubt = _mm256_ternarylogic_epi32(_mm256_or_si256(doubt, a), b, c, 0xfe);
@@ -159,7 +160,7 @@ class BlockKeys {
       return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
     };
     const auto eight = [&](int64_t r) __attribute__((always_inline)) {
-      ahead(rows + r * stride, 8 * classes_ * static_cast<int64_t>(sizeof(float)));
+      ahead(rows + r * stride, 8 * classes_ * static_cast<int64_t>(sizeof(T)));
       const auto four = [&](int64_t i) __attribute__((always_inline)) {
         const __m256 low = two(sum_of_row(i), sum_of_row(i + 1));
         return two(low, two(sum_of_row(i + 2), sum_of_row(i + 3)));
@@ -223,19 +224,11 @@ class RoughKeys {
   void even_rows(const T* data, int64_t begin, int64_t end, float* keys) {
     const int64_t stride = level_->row_stride();
     int64_t row = begin;
-    if constexpr (std::is_same_v<T, float>) {
-      for (; row + kLanes <= end; row += kLanes) {
-        block_keys_.compute(data + row * stride, stride, read_ahead_, keys + row);
-      }
+    for (; row + kLanes <= end; row += kLanes) {
+      block_keys_.compute(data + row * stride, stride, read_ahead_, keys + row);
     }
-    for (; row < end; row += kLanes) {
-      const auto row_at = [&](int64_t i) __attribute__((always_inline)) {
-        const T* const from = data + (row + i) * stride;
-        read_ahead_(from, classes_ * static_cast<int64_t>(sizeof(T)));
-        return from;
-      };
-      copied_rows(std::min(kLanes, end - row), row_at, 1, keys + row);
-    }
+    if (row == end) return;
+    copied_rows(end - row, [&](int64_t i) { return data + (row + i) * stride; }, 1, keys + row);
   }
 
   void any_rows(int64_t image, int64_t begin, int64_t end, float* keys) {

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "read_ahead.h"
 #include "rows.h"
@@ -57,14 +58,9 @@ class RowFilter {
   template <typename Report>
   bool leading(int64_t image, float margin, const Report& report) {
     if (level_->has_even_rows()) {
-      switch (known_vectors()) {
-        case kVectorsOf21:
-          return leading_rows<kVectorsOf21>(image, margin, report);
-        case kVectorsOf81:
-          return leading_rows<kVectorsOf81>(image, margin, report);
-        default:
-          return leading_rows<0>(image, margin, report);
-      }
+      return with_rows(image, [&](auto vectors, const auto* rows) {
+        return leading_rows<vectors>(rows, margin, report);
+      });
     }
     return filter_cells<false>(
         image, [margin](Floats lead, Floats) { return lead >= margin; }, report);
@@ -79,14 +75,9 @@ class RowFilter {
       return (lead >= margin) & ((quick_exp(lead) >= bound * sum) | (lead > 80.0f));
     };
     if (!level_->has_even_rows()) return filter_cells<true>(image, passes, report);
-    switch (known_vectors()) {
-      case kVectorsOf21:
-        return filter_rows<kVectorsOf21>(image, passes, report);
-      case kVectorsOf81:
-        return filter_rows<kVectorsOf81>(image, passes, report);
-      default:
-        return filter_rows<0>(image, passes, report);
-    }
+    return with_rows(image, [&](auto vectors, const auto* rows) {
+      return filter_rows<vectors>(rows, passes, report);
+    });
   }
 
  private:
@@ -102,31 +93,42 @@ class RowFilter {
     return classes_ >= kLanes && (kLanes < 16 || last <= kLanes / 2) ? vectors_ : 0;
   }
 
-  // Whether a vector of every row of `count` can be read in place. Other rows are copied: halves
-  // cost a conversion either way, and code for three types would triple the build.
-  bool is_readable(int64_t count) const {
-    return dtype_ == Dtype::kFloat32 && count == kLanes && classes_ >= kLanes;
+  // What search(known_vectors(), even rows of an image) returns.
+  template <typename Search>
+  bool with_rows(int64_t image, const Search& search) const {
+    bool result = true;
+    visit_dtype(dtype_, [&](auto* type) {
+      const auto* const rows =
+          static_cast<decltype(type)>(level_->data) + image * level_->batch_stride;
+      switch (known_vectors()) {
+        case kVectorsOf21:
+          result = search(std::integral_constant<int, kVectorsOf21>(), rows);
+          break;
+        case kVectorsOf81:
+          result = search(std::integral_constant<int, kVectorsOf81>(), rows);
+          break;
+        default:
+          result = search(std::integral_constant<int, 0>(), rows);
+      }
+    });
+    return result;
   }
 
-  const float* float_rows(int64_t image, int64_t row) const {
-    return static_cast<const float*>(level_->data) + image * level_->batch_stride +
-           row * level_->row_stride();
-  }
+  // How many of the rows come in blocks of which every vector can be read in place. Others are
+  // copied.
+  int64_t readable_rows() const { return classes_ >= kLanes ? level_->rows & -kLanes : 0; }
 
   // Floats between two copied rows.
   int64_t copied_stride() const { return std::max(classes_, kLanes); }
 
-  // Copies `count` even rows, from `row` on, to block_.
-  void copy_rows(int64_t image, int64_t row, int64_t count) {
+  // Copies `count` even rows to block_.
+  template <typename T>
+  const float* copied_rows(const T* rows, int64_t count) {
     const int64_t stride = level_->row_stride();
-    visit_dtype(dtype_, [&](auto* type) {
-      const auto* const rows =
-          static_cast<decltype(type)>(level_->data) + image * level_->batch_stride + row * stride;
-      for (int64_t i = 0; i < count; ++i) {
-        read_ahead_(rows + i * stride, classes_ * static_cast<int64_t>(sizeof(*rows)));
-        load_row_as_floats(rows + i * stride, 1, classes_, &block_[i * copied_stride()]);
-      }
-    });
+    for (int64_t i = 0; i < count; ++i) {
+      load_row_as_floats(rows + i * stride, 1, classes_, &block_[i * copied_stride()]);
+    }
+    return block_.data();
   }
 
   // Class at which one of `vectors` vectors starts. The last ends with the row: it does not read
@@ -136,19 +138,24 @@ class RowFilter {
   }
 
   // What the logits of a row are compared with. By address, so that one load fills a vector.
-  const float* reference_of(const float* row) const {
-    return is_relative_ ? row + background_ : &nothing_;
+  Floats reference_of(const float* row) const {
+    return splat(*(is_relative_ ? row + background_ : &nothing_));
+  }
+  template <typename T>
+  Floats reference_of(const T* row) const {
+    return is_relative_ ? splat_float(row + background_) : splat(nothing_);
   }
 
   // The largest of `best` and, class by class, what a row's logits count. Minus infinity takes
   // lanes out; a NaN is passed over. Adds exponentials to *sum, if there is one.
-  template <int kVectors>
-  Floats lead(const float* row, Floats best, Floats* sum) const {
+  template <int kVectors, typename T>
+  Floats lead(const T* row, Floats best, Floats* sum) const {
     const int64_t vectors = kVectors ? kVectors : vectors_;
-    const Floats reference = splat(*reference_of(row));
+    const Floats reference = reference_of(row);
 #pragma GCC unroll 6
     for (int64_t v = 0; v < vectors; ++v) {
-      const Floats ahead = load(row + start(v, vectors)) - reference + load(&excess_[v * kLanes]);
+      const Floats ahead =
+          load_floats(row + start(v, vectors)) - reference + load(&excess_[v * kLanes]);
       best = max(ahead, best);
       if (sum != nullptr) *sum += quick_exp(ahead);
     }
@@ -156,27 +163,25 @@ class RowFilter {
   }
 
   // The largest lead of kGroup rows, class by class.
-  template <int kVectors>
-  SSD_FAST_INLINE Floats lead_of_group(const float* rows, int64_t stride) const {
+  template <int kVectors, typename T>
+  SSD_FAST_INLINE Floats lead_of_group(const T* rows, int64_t stride) const {
     Floats best = splat(kNone);
 #if defined(__AVX512F__)
     if constexpr (kVectors != 0) {
-      const float* const reference = reference_of(rows);
-      const int64_t reference_stride = is_relative_ ? stride : 0;
-      const float* const half = rows + classes_ - kLanes / 2;
+      const T* const half = rows + classes_ - kLanes / 2;
       constexpr int64_t kWhole = kVectors - 1;
       Floats most[kWhole];
       __m256 last = _mm256_set1_ps(kNone);
 #pragma GCC unroll 4
       for (int64_t r = 0; r < kGroup; ++r) {
-        const Floats behind = splat(reference[r * reference_stride]);
+        const Floats behind = reference_of(rows + r * stride);
 #pragma GCC unroll 6
         for (int64_t v = 0; v < kWhole; ++v) {
-          const Floats ahead = load(rows + r * stride + v * kLanes) - behind;
+          const Floats ahead = load_floats(rows + r * stride + v * kLanes) - behind;
           most[v] = max(ahead, r == 0 ? splat(kNone) : most[v]);
         }
         const __m256 ahead =
-            _mm256_sub_ps(_mm256_loadu_ps(half + r * stride),
+            _mm256_sub_ps(load_eight(half + r * stride),
                           _mm512_castps512_ps256(reinterpret_cast<__m512>(behind)));
         last = _mm256_max_ps(ahead, last);
       }
@@ -193,31 +198,33 @@ class RowFilter {
   }
 
   // Even rows.
-  template <int kVectors, typename Report>
-  bool leading_rows(int64_t image, float margin, const Report& report) {
-    int64_t count = 0;
-    for (int64_t row = 0; row < level_->rows; row += count) {
-      count = std::min(kLanes, level_->rows - row);
-      const float* rows = float_rows(image, row);
-      int64_t stride = level_->row_stride();
-      ReadAhead ahead = read_ahead_;
-      if (!is_readable(count)) {
-        copy_rows(image, row, count);
-        rows = block_.data();
-        stride = copied_stride();
-        ahead = ReadAhead();
+  template <int kVectors, typename T, typename Report>
+  bool leading_rows(const T* rows, float margin, const Report& report) {
+    const int64_t stride = level_->row_stride();
+    int64_t row = 0;
+    for (; row < readable_rows(); row += kLanes) {
+      const T* const block = rows + row * stride;
+      if (!leading_among<kVectors>(block, stride, read_ahead_, row, kLanes, margin, report)) {
+        return false;
       }
-      if (!leading_among<kVectors>(rows, stride, ahead, row, count, margin, report)) return false;
+    }
+    for (; row < level_->rows; row += kLanes) {
+      const int64_t count = std::min(kLanes, level_->rows - row);
+      const float* const block = copied_rows(rows + row * stride, count);
+      if (!leading_among<kVectors>(block, copied_stride(), ReadAhead(), row, count, margin,
+                                   report)) {
+        return false;
+      }
     }
     return true;
   }
 
   // Up to kLanes rows, some at a time: hardly any of them leads.
-  template <int kVectors, typename Report>
-  bool leading_among(const float* rows, int64_t stride, ReadAhead ahead, int64_t first,
-                     int64_t count, float margin, const Report& report) {
+  template <int kVectors, typename T, typename Report>
+  bool leading_among(const T* rows, int64_t stride, ReadAhead ahead, int64_t first, int64_t count,
+                     float margin, const Report& report) {
     for (int64_t group = 0; group < count; group += kGroup) {
-      ahead(rows + group * stride, kGroup * classes_ * static_cast<int64_t>(sizeof(float)));
+      ahead(rows + group * stride, kGroup * classes_ * static_cast<int64_t>(sizeof(T)));
       const Floats best = lead_of_group<kVectors>(rows + group * stride, stride);
       if (!any_reaching(best, splat(margin))) continue;
       const int64_t end = std::min(group + kGroup, count);
@@ -230,18 +237,18 @@ class RowFilter {
   }
 
   // Even rows, kLanes at a time.
-  template <int kVectors, typename Passes, typename Report>
-  bool filter_rows(int64_t image, const Passes& passes, const Report& report) {
+  template <int kVectors, typename T, typename Passes, typename Report>
+  bool filter_rows(const T* rows, const Passes& passes, const Report& report) {
+    const int64_t stride = level_->row_stride();
     int64_t count = 0;
     for (int64_t row = 0; row < level_->rows; row += count) {
       count = std::min(kLanes, level_->rows - row);
       uint32_t lanes;
-      if (is_readable(count)) {
-        lanes = lanes_of(
-            judge<kVectors>(float_rows(image, row), level_->row_stride(), read_ahead_, passes));
+      if (row < readable_rows()) {
+        lanes = lanes_of(judge<kVectors>(rows + row * stride, stride, read_ahead_, passes));
       } else {
-        copy_rows(image, row, count);
-        lanes = lanes_of(judge<kVectors>(block_.data(), copied_stride(), ReadAhead(), passes));
+        const float* const block = copied_rows(rows + row * stride, count);
+        lanes = lanes_of(judge<kVectors>(block, copied_stride(), ReadAhead(), passes));
         lanes &= (1u << count) - 1;
       }
       for (; lanes != 0; lanes &= lanes - 1) {
@@ -251,11 +258,11 @@ class RowFilter {
     return true;
   }
 
-  template <int kVectors, typename Passes>
-  Ints judge(const float* rows, int64_t stride, ReadAhead ahead, const Passes& passes) const {
+  template <int kVectors, typename T, typename Passes>
+  Ints judge(const T* rows, int64_t stride, ReadAhead ahead, const Passes& passes) const {
     Floats leads[kLanes], sums[kLanes];
     for (int64_t r = 0; r < kLanes; ++r) {
-      ahead(rows + r * stride, classes_ * static_cast<int64_t>(sizeof(float)));
+      ahead(rows + r * stride, classes_ * static_cast<int64_t>(sizeof(T)));
       Floats sum{};
       leads[r] = lead<kVectors>(rows + r * stride, splat(kNone), &sum);
       sums[r] = sum;

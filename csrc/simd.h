@@ -259,6 +259,45 @@ inline Floats load_floats(const Half* from) {
 #endif
 }
 
+// One number in all lanes, as float32.
+template <typename T>
+inline Floats splat_float(const T* from) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, Half>) {
+    return reinterpret_cast<Floats>(
+        _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(from->bits))));
+  }
+#elif defined(__AVX2__) && defined(__F16C__)
+  if constexpr (std::is_same_v<T, Half>) {
+    return reinterpret_cast<Floats>(
+        _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(from->bits))));
+  }
+#endif
+  return splat(to_float(*from));
+}
+
+#if defined(__AVX512F__)
+// The same of half vectors.
+inline __m256 load_eight(const float* from) { return _mm256_loadu_ps(from); }
+
+inline __m256 load_eight(const BFloat16* from) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+
+inline __m256 load_eight(const Half* from) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+inline __m256 splat_eight(const float* from) { return _mm256_set1_ps(*from); }
+
+inline __m256 splat_eight(const BFloat16* from) { return _mm256_set1_ps(to_float(*from)); }
+
+inline __m256 splat_eight(const Half* from) {
+  return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(from->bits)));
+}
+#endif
+
 // The first `count` numbers from `from` on, at most a vector of them and perhaps none, and zeros:
 // nothing behind them is read.
 template <typename T>
