@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "box_batch.h"
+#include "box_loss_batch.h"
 #include "exponential.h"
 #include "instruction_set.h"
 #include "loss_rows.h"

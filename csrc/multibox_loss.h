@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "box_batch.h"
+#include "box_loss_batch.h"
 #include "doubles.h"
 #include "exponential_sums.h"
 #include "gradient_rows.h"
@@ -252,7 +252,7 @@ class MultiBoxImage {
   TouchedRows touched_rows_;
   ExponentialSums exponentials_;
   Log1pSum entropies_;
-  BoxBatch boxes_;
+  BoxLossBatch boxes_;
   std::vector<int32_t> priors_, targets_;  // of the positives
   std::vector<float> sums_;                // of the positives, then of the rivals
 };

@@ -8,8 +8,8 @@ derivatives; a kernel that uses only the first pays only for that.
 import triton
 import triton.language as tl
 
+from ssd_fast.kernels.boxes import encode_box, load_box
 from ssd_fast.kernels.elementary import atan, exp
-from ssd_fast.kernels.geometry import encode_box, load_box
 
 # Values of the operators' argument.
 SMOOTH_L1, GIOU, DIOU, CIOU = (tl.constexpr(i) for i in range(4))

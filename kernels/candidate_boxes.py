@@ -4,8 +4,8 @@
 import triton
 import triton.language as tl
 
+from ssd_fast.kernels.boxes import clamp, decode_box, is_finite, load_box
 from ssd_fast.kernels.candidates import bin_width, collect_range, guess_low, narrow
-from ssd_fast.kernels.geometry import clamp, decode_box, is_finite, load_box
 from ssd_fast.kernels.levels import load_deltas
 
 

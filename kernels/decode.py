@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_fast.boxes import four_variances
-from ssd_fast.kernels.geometry import decode_box, encode_box
+from ssd_fast.kernels.boxes import decode_box, encode_box
 from ssd_fast.ops._arguments import LOGIT_DTYPES, describe
 
 __all__ = ["launch_decode", "launch_encode"]

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_fast.boxes import four_variances
+from ssd_fast.kernels.boxes import load_box
 from ssd_fast.kernels.candidate_boxes import (
     decode_block,
     next_range,
@@ -37,7 +38,6 @@ from ssd_fast.kernels.candidates import (
     score_classes,
     sort_keys,
 )
-from ssd_fast.kernels.geometry import load_box
 from ssd_fast.kernels.levels import Level, count_blocks, level_views, locate, pick
 from ssd_fast.kernels.loss_rows import LOGITS, ROWS_PER_PROGRAM, class_block, count_classes
 from ssd_fast.kernels.soft_detect import _soft_detect_kernel

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ssd_fast.kernels.box_losses import sum_box_losses
 from ssd_fast.kernels.focal_terms import class_factors, focal_terms, whole_power
-from ssd_fast.kernels.geometry import image_rows
 from ssd_fast.kernels.given_matches import launch_given_matches
 from ssd_fast.kernels.levels import count_blocks, level_views, locate, pick
 from ssd_fast.kernels.loss_rows import (
@@ -27,6 +26,7 @@ from ssd_fast.kernels.loss_rows import (
 )
 from ssd_fast.kernels.loss_sums import launch_loss_sums, no_rows
 from ssd_fast.kernels.match import launch_match
+from ssd_fast.kernels.objects import image_rows
 
 __all__ = ["launch_focal_loss"]
 

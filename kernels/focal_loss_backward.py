@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ssd_fast.kernels.box_losses import box_slopes
 from ssd_fast.kernels.focal_terms import class_factors, focal_terms, whole_power
-from ssd_fast.kernels.geometry import image_rows
 from ssd_fast.kernels.levels import (
     count_blocks,
     fill_gradients,
@@ -32,6 +31,7 @@ from ssd_fast.kernels.loss_rows import (
     class_pointers,
     count_classes,
 )
+from ssd_fast.kernels.objects import image_rows
 
 __all__ = ["launch_focal_loss_backward"]
 

@@ -9,14 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssd_fast.kernels.geometry import (
-    image_rows,
-    is_class,
-    is_valid,
-    load_box,
-    share_in_region,
-)
+from ssd_fast.kernels.boxes import load_box
 from ssd_fast.kernels.match import round_to_float32
+from ssd_fast.kernels.objects import image_rows, is_class, is_valid, share_in_region
 
 __all__ = ["launch_given_matches"]
 

@@ -15,13 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssd_fast.kernels.geometry import (
-    box_iou,
-    image_rows,
-    is_object,
-    load_box,
-    share_in_region,
-)
+from ssd_fast.kernels.boxes import box_iou, load_box
+from ssd_fast.kernels.objects import image_rows, is_object, share_in_region
 
 __all__ = ["LAST", "NONE", "launch_match", "round_to_float32"]
 

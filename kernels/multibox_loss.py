@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ssd_fast.kernels.box_losses import sum_box_losses
 from ssd_fast.kernels.elementary import exp, log, log1p
-from ssd_fast.kernels.geometry import image_rows
 from ssd_fast.kernels.given_matches import launch_given_matches
 from ssd_fast.kernels.levels import count_blocks, level_views, locate, pick
 from ssd_fast.kernels.loss_rows import (
@@ -29,6 +28,7 @@ from ssd_fast.kernels.loss_rows import (
 )
 from ssd_fast.kernels.loss_sums import launch_loss_sums, no_rows
 from ssd_fast.kernels.match import launch_match
+from ssd_fast.kernels.objects import image_rows
 from ssd_fast.kernels.selection import (
     candidate_order,
     count_matches,

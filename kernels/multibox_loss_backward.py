@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ssd_fast.kernels.box_losses import box_slopes
 from ssd_fast.kernels.elementary import exp
-from ssd_fast.kernels.geometry import image_rows
 from ssd_fast.kernels.levels import (
     count_blocks,
     fill_gradients,
@@ -36,6 +35,7 @@ from ssd_fast.kernels.loss_rows import (
     total_weight,
     weights_of,
 )
+from ssd_fast.kernels.objects import image_rows
 
 __all__ = ["launch_multibox_loss_backward"]
 

@@ -10,6 +10,7 @@ better.
 import triton
 import triton.language as tl
 
+from ssd_fast.kernels.boxes import load_box
 from ssd_fast.kernels.candidate_boxes import (
     decode_block,
     next_range,
@@ -20,7 +21,6 @@ from ssd_fast.kernels.candidate_boxes import (
 )
 from ssd_fast.kernels.candidates import candidate_key, sort_keys
 from ssd_fast.kernels.elementary import exp
-from ssd_fast.kernels.geometry import load_box
 from ssd_fast.kernels.suppression import overlap
 
 BLOCK_W = tl.constexpr(1024)  # waiting candidates that are looked at at a time

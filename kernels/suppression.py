@@ -10,7 +10,7 @@ walk from candidate to candidate.
 import triton
 import triton.language as tl
 
-from ssd_fast.kernels.geometry import box_area, load_box
+from ssd_fast.kernels.boxes import box_area, load_box
 
 
 @triton.jit

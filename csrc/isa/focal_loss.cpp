@@ -17,7 +17,7 @@ void focal_assign_images(const FocalForwardJob& job, int64_t begin, int64_t end)
     int32_t* code = job.code + image * inputs.P;
     ImageBoxes boxes;
     boxes.positives = assign_rows(inputs, job.assignment, image, matcher, scratch, code);
-    BoxBatch batch;
+    BoxLossBatch batch;
     visit_selected(inputs, code, image, kNoPreparation, [&](const SelectedRow& selected) {
       if (batch.add(inputs, image, selected)) boxes.loss += batch.take_losses(inputs.options);
     });
@@ -44,7 +44,7 @@ double focal_loss_chunk(const FocalForwardJob& job, const FocalChunk& chunk) {
 void focal_boxes_backward(const FocalBackwardJob& job, int64_t begin, int64_t end) {
   for (int64_t image = begin; image < end; ++image) {
     const int32_t* code = job.code + image * job.inputs.P;
-    BoxBatch batch;
+    BoxLossBatch batch;
     const auto take = [&] {
       batch.take_gradients(job.inputs.options, image, job.box_scales[image], job.grad_deltas);
     };

@@ -189,7 +189,7 @@ class TrainingRun:
 
     def _draw_examples(self) -> None:
         """Pictures of the first validation images with what the model finds now."""
-        from ssd_fast.engine.examples import draw_examples
+        from ssd_fast.engine.example_sheet import draw_examples
         from ssd_fast.engine.output import write_file
 
         step, precision = self.trainer.step, self.trainer.precision

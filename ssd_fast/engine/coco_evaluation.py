@@ -14,7 +14,7 @@ from torch import Tensor
 from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.average_precision import COCO_THRESHOLDS
 from ssd_fast.engine.coco_matching import COCOTable, judge_coco
-from ssd_fast.engine.detection_matching import JoinedImages, join_images
+from ssd_fast.engine.joined_images import JoinedImages, join_images
 
 __all__ = ["COCOEvaluation", "evaluate_coco", "evaluate_joined"]
 

@@ -19,7 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssd_fast.engine.detection_matching import JoinedImages, iou, rank, share_inside, span
+from ssd_fast.engine.box_overlap import iou, share_inside
+from ssd_fast.engine.equal_keys import rank, span
+from ssd_fast.engine.joined_images import JoinedImages
 
 __all__ = ["COCOTable", "Matches", "Overlaps", "find_overlaps", "judge_coco", "match_coco"]
 

@@ -19,7 +19,7 @@ from ssd_fast.engine.average_precision import (
 )
 from ssd_fast.engine.batches import DetectionDataset
 from ssd_fast.engine.coco_evaluation import COCOEvaluation, evaluate_joined
-from ssd_fast.engine.detection_matching import join_images
+from ssd_fast.engine.joined_images import join_images
 from ssd_fast.engine.precision import Precision
 from ssd_fast.models.ssd import SSD
 

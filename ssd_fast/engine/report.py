@@ -17,8 +17,8 @@ from torch import Tensor
 from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.average_precision import AveragePrecision, Method, score_images
 from ssd_fast.engine.confusion import Confusion, confusion_matrix
-from ssd_fast.engine.detection_matching import join_images
 from ssd_fast.engine.evaluation import Evaluation
+from ssd_fast.engine.joined_images import join_images
 from ssd_fast.engine.score_thresholds import ScoreThresholds, choose_thresholds
 
 __all__ = ["Report", "SizeBreakdown", "make_report", "read_threshold", "weights_digest"]

@@ -10,7 +10,7 @@ import torch
 from ssd_fast.data import Augmentation, ShapesDataset
 from ssd_fast.engine.confusion import confusion_matrix
 from ssd_fast.engine.evaluation import Metric, detect_dataset, score_detections
-from ssd_fast.engine.examples import draw_examples
+from ssd_fast.engine.example_sheet import draw_examples
 from ssd_fast.engine.precision import Precision
 from ssd_fast.engine.trainer import Trainer, TrainingOptions
 from ssd_fast.models.ssd import SSD

@@ -30,7 +30,7 @@ inline Doubles smooth_l1_slope(Doubles residual, double beta) {
 
 // Collects positives of one image. When `add` says that it is full, what is in it must be taken,
 // and once more at the end.
-class BoxBatch {
+class BoxLossBatch {
  public:
   void clear() { count_ = 0; }
 
