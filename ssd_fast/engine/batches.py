@@ -18,7 +18,7 @@ from ssd_fast.engine.interruption import Interruption
 from ssd_fast.ops._arguments import describe
 from ssd_fast.targets import Targets
 
-__all__ = ["Batch", "DetectionDataset", "TrainingSamples", "batches"]
+__all__ = ["Batch", "DetectionDataset", "TrainingSamples", "batches", "read_item"]
 
 
 class DetectionDataset(Protocol):
@@ -138,9 +138,7 @@ class TrainingSamples(Dataset[_Sample]):
         return read
 
     def _decode(self, index: int) -> _Read:
-        item = self.dataset[index]
-        _check_item(f"dataset[{index}]", item)
-        image, target = item
+        image, target = read_item(self.dataset, index)
         boxes, labels = target["boxes"], target["labels"]
         # Before augmentation, which leaves out what it crops away, so that both are not mixed up.
         good = boxes.isfinite().all(1) & (boxes[:, :2] < boxes[:, 2:]).all(1)
@@ -149,8 +147,21 @@ class TrainingSamples(Dataset[_Sample]):
         return _Read(image, kept, int((~good).sum()))
 
 
-def _check_item(name: str, item: Any) -> None:
-    """Raises ValueError for what is no image with its objects, see `DetectionDataset`."""
+def read_item(dataset: DetectionDataset, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """An image of a dataset and its objects, which may be somebody's own.
+
+    Args:
+        dataset: the images.
+        index: of the image.
+
+    Returns:
+        What the dataset gave.
+
+    Raises:
+        BrokenSample: the image does not decode.
+        ValueError: it is not what `DetectionDataset` says; names the item.
+    """
+    name, item = f"dataset[{index}]", cast(Any, dataset[index])
     pair = isinstance(item, tuple | list) and len(item) == 2
     if not pair or not isinstance(item[1], Mapping):
         raise ValueError(
@@ -176,6 +187,7 @@ def _check_item(name: str, item: Any) -> None:
             f"{name}: expected ignore ({len(boxes)},) bool, one for each box, got"
             f" {describe(ignore)}"
         )
+    return image, cast("dict[str, Tensor]", target)
 
 
 def _has_shape(value: Any, *shape: int | None) -> bool:

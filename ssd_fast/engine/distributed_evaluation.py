@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ssd_fast.data import BrokenSample
-from ssd_fast.engine.batches import DetectionDataset
+from ssd_fast.engine.batches import DetectionDataset, read_item
 from ssd_fast.engine.distributed import World
 from ssd_fast.engine.evaluation import detect_dataset
 from ssd_fast.engine.precision import Precision
@@ -44,8 +44,8 @@ class Part:
         return len(self.indices)
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, dict[str, Tensor]]:
-        """An image and its target."""
-        return self.dataset[self.indices[index]]
+        """An image and its target; what is wrong with them names their index in the whole."""
+        return read_item(self.dataset, self.indices[index])
 
 
 def decodable(dataset: DetectionDataset, world: World) -> tuple[DetectionDataset, list[str]]:

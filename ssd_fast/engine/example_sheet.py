@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.data import BrokenSample
-from ssd_fast.engine.batches import DetectionDataset
+from ssd_fast.engine.batches import DetectionDataset, read_item
 from ssd_fast.engine.evaluation import detect_images
 from ssd_fast.engine.pictures import draw_grid, draw_image, png_bytes
 from ssd_fast.engine.precision import Precision
@@ -62,7 +62,7 @@ def _first(dataset: DetectionDataset) -> list[tuple[Tensor, Tensor]]:
     samples: list[tuple[Tensor, Tensor]] = []
     for index in range(len(dataset)):
         try:
-            image, target = dataset[index]
+            image, target = read_item(dataset, index)
         except BrokenSample:
             continue
         samples.append((image, target["boxes"]))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ssd_fast.data import ShapesDataset
+from ssd_fast.engine.distributed_evaluation import Part
 from ssd_fast.engine.evaluation import detect_dataset, detect_images, score_detections
 from ssd_fast.engine.precision import choose_precision
 from ssd_fast.engine.prediction import above, describe
@@ -74,6 +75,21 @@ def test_a_dataset_is_seen_once_in_order(small_detector: Callable[[], SSD]):
         assert torch.equal(target["boxes"], dataset[i][1]["boxes"])
     alone = detect_images(model, [dataset[4][0]], precision=FLOAT32)
     torch.testing.assert_close(rounds[2][0], alone)
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_what_is_no_image_is_named(small_detector: Callable[[], SSD], part: bool):
+    class Mixed(ShapesDataset):
+        def __getitem__(self, index: int) -> tuple:
+            image, target = super().__getitem__(index)
+            return (image.permute(1, 2, 0).numpy() if index == 3 else image), target
+
+    dataset = Mixed(5, size=64)
+    images = Part(dataset, [0, 3, 4]) if part else dataset
+    with pytest.raises(
+        ValueError, match=r"^dataset\[3\]: expected an image \(3, H, W\) uint8, got"
+    ):
+        list(detect_dataset(small_detector(), images, precision=FLOAT32, batch_size=2))
 
 
 def test_descriptions_name_the_class():
