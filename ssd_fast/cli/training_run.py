@@ -116,11 +116,11 @@ class TrainingRun:
     def _train(self, log: RunLog) -> int | None:
         """Takes the steps; returns the signal that stopped them, if one did."""
         from ssd_fast.cli.console import TrainingProgress
-        from ssd_fast.engine.evaluation import score_detections
         from ssd_fast.engine.interruption import Interruption
 
         trainer, options = self.trainer, self.trainer.options
-        look = self._steps_between_validations()
+        if self.world.any(self.world.is_main and self._misses_validation(log)):
+            self._validate(log)
         saved_at = begun = time.monotonic()
         before = self.seconds
         with (
@@ -135,15 +135,9 @@ class TrainingRun:
             for report in trainer.run():
                 progress.update(report)
                 self._note(report, log)
-                if report.step % look == 0 and report.step < options.steps:
+                if self._validates_after(report.step):
                     self._save(log)  # an evaluation takes a while, and a second Ctrl-C cuts it
-                    found = self._detect()
-                    if found is not None:
-                        names = self.dataset.class_names
-                        score = score_detections(*found, names).at_50.mean
-                        log.write(report.step, map_50=score)
-                        self.console.say(f"step {report.step}: mAP@0.5 {score:.3f}")
-                        self._draw_examples()
+                    self._validate(log)
                 now = time.monotonic()
                 self.seconds = before + now - begun
                 if now - saved_at > self.options.save_every:
@@ -204,12 +198,32 @@ class TrainingRun:
             folder.mkdir(exist_ok=True)
             write_file(folder / f"step-{step:06d}.png", sheet)
 
-    def _steps_between_validations(self) -> int:
-        """How many steps `validate_every` epochs are; more than the run has for none."""
+    def _validates_after(self, step: int) -> bool:
+        """Whether `validate_every` epochs end with this step, and more steps follow."""
         epochs = self.options.validate_every
         if epochs <= 0:
-            return self.trainer.options.steps
-        return max(1, round(epochs * len(self.dataset) / self.options.batch_size))
+            return False
+        every = max(1, round(epochs * len(self.dataset) / self.options.batch_size))
+        return step % every == 0 and step < self.trainer.options.steps
+
+    def _misses_validation(self, log: RunLog) -> bool:
+        """Whether the run that this one goes on from was killed while it validated."""
+        step = self.trainer.step
+        known = any(row["step"] == step and "map_50" in row for row in log.rows)
+        return step > 0 and self._validates_after(step) and not known
+
+    def _validate(self, log: RunLog) -> None:
+        """Logs and says how good the averaged model is now."""
+        from ssd_fast.engine.evaluation import score_detections
+
+        found = self._detect()
+        if found is None:
+            return
+        step = self.trainer.step
+        score = score_detections(*found, self.dataset.class_names).at_50.mean
+        log.write(step, map_50=score)
+        self.console.say(f"step {step}: mAP@0.5 {score:.3f}")
+        self._draw_examples()
 
     def _save(self, log: RunLog) -> None:
         """Writes the checkpoint, after the log that belongs to it."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssd_fast.cli.training_run import TrainingRun
 from ssd_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from ssd_fast.engine.distributed import World
 from ssd_fast.engine.report import weights_digest
@@ -78,6 +79,31 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(
         assert torch.equal(tensor, expected[name]), name
     logs = [(folder / "log.jsonl").read_text() for folder in (tmp_path / "whole", parts)]
     assert logs[0] == logs[1]
+
+
+def test_a_run_killed_while_it_validates_does_that_first(
+    ssd_fast: Callable, voc: Path, tmp_path: Path
+):
+    """4 images, 2 a step: an epoch ends after step 2."""
+    command = ("train", "--data", f"voc:{voc}", *TINY, "--validate-every", 1, "--output")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert ssd_fast(*command, whole).status == 0
+
+    class Killed(BaseException):
+        pass
+
+    def kill(self: TrainingRun) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingRun, "_detect", kill)
+        with pytest.raises(Killed):
+            ssd_fast(*command, parts)
+    resumed = ssd_fast("train", "--resume", "--output", parts)
+    assert resumed.status == 0, resumed.err
+    for name in ("log.jsonl", "log.csv"):
+        assert (whole / name).read_text() == (parts / name).read_text()
+    assert '{"step": 2, "map_50"' in (parts / "log.jsonl").read_text()
 
 
 def test_what_a_run_says_and_leaves(ssd_fast: Callable, voc: Path, tmp_path: Path):
