@@ -267,6 +267,7 @@ class RoughKeys {
         const T* plane = data + c * level_->channel_stride + begin;
         const T* reference = data + background_ * level_->channel_stride + begin;
         const auto add = [&](int64_t i, Keep keep) {
+          read_ahead_(plane + i, kLanes * static_cast<int64_t>(sizeof(T)));
           const Floats difference = load_floats(plane + i) - load_floats(reference + i);
           const Ints bits = rough_exp(difference, splat(kRoughOffset), keep);
           doubt |= bits;

@@ -311,6 +311,7 @@ class RowFilter {
       const T* const logits = cells + c * level_->channel_stride;
       for (int64_t i = 0; i < count; i += kLanes) {
         const int64_t lanes = std::min(kLanes, count - i);
+        read_ahead_(logits + i, lanes * static_cast<int64_t>(sizeof(T)));
         Floats ahead = load_cells(logits, i, lanes);
         if (is_relative_) ahead -= load_cells(reference, i, lanes);
         store(leads_ + i, max(ahead, load(leads_ + i)));
