@@ -197,6 +197,7 @@ class Trainer:
         return {
             "step": self.step,
             "skipped": self.skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
             "dropped_boxes": self.dropped_boxes,
             "seconds_waiting": self.seconds_waiting,
             "model": self.model.state_dict(),
@@ -214,7 +215,9 @@ class Trainer:
         self.step = state["step"]
         self.skipped = state["skipped"]
         self.dropped_boxes = state["dropped_boxes"]
-        self.seconds_waiting = state.get("seconds_waiting", 0.0)  # older ones do not say
+        # Older ones do not say these two.
+        self.seconds_waiting = state.get("seconds_waiting", 0.0)
+        self._skipped_in_a_row = state.get("skipped_in_a_row", 0)
         self.model.load_state_dict(state["model"])
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -116,6 +116,17 @@ def test_many_in_a_row_end_the_run(trainer: Callable[..., Trainer]):
     assert run.skipped == 4
 
 
+def test_those_before_a_checkpoint_count(trainer: Callable[..., Trainer]):
+    first, second = trainer(steps=9, max_skipped=3), trainer(steps=9, max_skipped=3)
+    for run in (first, second):
+        _poison(run, {0, 1, 2, 3})
+    next(run := first.run())
+    next(run)
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(Diverged, match="up to step 3"):
+        list(second.run())
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
