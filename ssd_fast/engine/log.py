@@ -134,6 +134,9 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Returns:
         The rows; a last line that a crash left unfinished is left out.
+
+    Raises:
+        ValueError: a line is JSON, but no row.
     """
     if not Path(path).exists():
         return []
@@ -143,5 +146,7 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise ValueError(f'{path}: expected rows with a "step", got {line[:80]}')
         rows.append(row)
     return rows

@@ -41,6 +41,14 @@ def test_steps_that_are_done_again_are_left_out(tmp_path: Path):
     assert read_log(path)[-1]["loss"] == 9.0
 
 
+@pytest.mark.parametrize("line", ["null", "[1]", '{"loss": 1.0}', '{"step": "1"}'])
+def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r'log\.jsonl: expected rows with a "step", got '):
+        read_log(path)
+
+
 def test_the_table_is_the_log(tmp_path: Path):
     columns = ("loss", "map_50")
     with RunLog(tmp_path, columns=columns) as log:
