@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import signal
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from ssd_fast.engine.batches import DetectionDataset
     from ssd_fast.engine.distributed import World
     from ssd_fast.engine.log import RunLog
-    from ssd_fast.engine.trainer import StepReport, Trainer
-    from ssd_fast.models.ssd import SSD
+    from ssd_fast.engine.trainer import StepReport
 
 __all__ = ["TrainingRun"]
 
@@ -38,6 +36,7 @@ class TrainingRun:
     def __init__(self, options: Train, saved: dict[str, Any] | None, world: World) -> None:
         from ssd_fast.cli.console import Console
         from ssd_fast.cli.datasets import describe, open_dataset, open_validation, tell_problems
+        from ssd_fast.cli.new_trainer import make_trainer
 
         self.options = options
         self.folder = options.output
@@ -56,7 +55,7 @@ class TrainingRun:
         if saved is not None:
             self._check_data(saved)
         config = saved["model"] if saved is not None else None
-        self.trainer = _make_trainer(options, self.dataset, world, config)
+        self.trainer = make_trainer(options, self.dataset, world, config)
         self.seconds = 0.0
         self.broken: set[str] = set()
         self.decoded = False  # whether the validation images that do not decode were left out
@@ -81,7 +80,7 @@ class TrainingRun:
             found = self._detect()
             if found is not None:
                 self._draw_examples()
-                self._finish(*found, log.rows)
+                self._finish(*found, log)
         return 0
 
     def _introduce(self) -> None:
@@ -119,8 +118,6 @@ class TrainingRun:
         from ssd_fast.engine.interruption import Interruption
 
         trainer, options = self.trainer, self.trainer.options
-        if self.world.any(self.world.is_main and self._misses_validation(log)):
-            self._validate(log)
         saved_at = begun = time.monotonic()
         before = self.seconds
         with (
@@ -132,6 +129,8 @@ class TrainingRun:
                 batch_size=options.batch_size,
             ) as progress,
         ):
+            if self.world.any(self.world.is_main and self._misses_validation(log)):
+                self._validate(log)
             for report in trainer.run():
                 progress.update(report)
                 self._note(report, log)
@@ -147,9 +146,8 @@ class TrainingRun:
                 if self.world.any(interruption.signal is not None):
                     break
             self._save(log)
-        if trainer.step == options.steps:
-            return None
-        return interruption.signal or signal.SIGTERM
+            stops = self.world.any(interruption.signal is not None)
+        return (interruption.signal or signal.SIGTERM) if stops else None
 
     def _note(self, report: StepReport, log: RunLog) -> None:
         """Logs a step, and says what was wrong in it."""
@@ -207,10 +205,12 @@ class TrainingRun:
         return step % every == 0 and step < self.trainer.options.steps
 
     def _misses_validation(self, log: RunLog) -> bool:
-        """Whether the run that this one goes on from was killed while it validated."""
+        """Whether the last step done is to be followed by a validation that the log lacks.
+
+        The run was killed in it, or did not validate so often.
+        """
         step = self.trainer.step
-        known = any(row["step"] == step and "map_50" in row for row in log.rows)
-        return step > 0 and self._validates_after(step) and not known
+        return step > 0 and self._validates_after(step) and not _has_score(log, step)
 
     def _validate(self, log: RunLog) -> None:
         """Logs and says how good the averaged model is now."""
@@ -284,7 +284,7 @@ class TrainingRun:
         self,
         detections: list[dict[str, Tensor]],
         targets: list[dict[str, Tensor]],
-        rows: list[dict[str, Any]],
+        log: RunLog,
     ) -> None:
         """Writes weights, numbers, curves and the report of `eval`, and prints them."""
         from ssd_fast.cli.evaluate import report_shown
@@ -294,6 +294,8 @@ class TrainingRun:
         from ssd_fast.engine.weights import save_weights
 
         evaluation = score_detections(detections, targets, self.dataset.class_names)
+        if not _has_score(log, self.trainer.step):  # the run may have come so far before
+            log.write(self.trainer.step, map_50=evaluation.at_50.mean)
         metrics = {
             **evaluation.metrics(),
             "image_set": self.validation_set,
@@ -311,7 +313,7 @@ class TrainingRun:
         weights = self.folder / "weights.safetensors"
         save_weights(weights, self.trainer.averaged_model, self.dataset.class_names)
         write_file(self.folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
-        write_file(self.folder / "training.png", plot_training(rows, evaluation))
+        write_file(self.folder / "training.png", plot_training(log.rows, evaluation))
         self.console.show_average_precision(evaluation)
         source = {
             "weights": str(weights),
@@ -323,6 +325,11 @@ class TrainingRun:
         self.console.say(f"Trained in {self.seconds:.0f} s. Wrote {weights}; now look:")
         self.console.say(f"  ssd-fast predict --weights {weights} IMAGE...")
         print(f"mAP@0.5 {evaluation.at_50.mean:.3f}", flush=True)
+
+
+def _has_score(log: RunLog, step: int) -> bool:
+    """Whether the model was validated after a step."""
+    return any(row["step"] == step and "map_50" in row for row in log.rows)
 
 
 def _count_empty(dataset: DetectionDataset, train_set: str) -> int:
@@ -346,56 +353,3 @@ def _use_of_empty(options: Train) -> str:
     if options.min_negatives:
         return f"train {options.min_negatives} background boxes each"
     return "train nothing; --min-negatives 3 trains their background, too"
-
-
-def _make_trainer(
-    options: Train, dataset: DetectionDataset, world: World, config: dict[str, Any] | None
-) -> Trainer:
-    """A model for the classes of the dataset, new or as a checkpoint's config, and its trainer."""
-    import torch
-
-    from ssd_fast.engine.allocator import keep_freed_memory
-    from ssd_fast.engine.precision import choose_precision
-    from ssd_fast.engine.trainer import Trainer, TrainingOptions
-    from ssd_fast.models.ssd import SSD
-
-    if not 0.0 < options.epochs < math.inf:
-        raise ValueError(f"--epochs: expected more than 0, got {options.epochs}")
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size: expected 1 or more, got {options.batch_size}")
-    # The options of the same names; the others of the command are no matter of the trainer.
-    names = {field.name for field in dataclasses.fields(TrainingOptions)}
-    chosen = {name: value for name, value in options.saved().items() if name in names}
-    if options.steps is None:
-        chosen["steps"] = math.ceil(options.epochs * len(dataset) / options.batch_size)
-    training = TrainingOptions(**chosen)
-    torch.manual_seed(options.seed)
-    classes = len(dataset.class_names) + 1
-    model = _new_model(options, classes) if config is None else SSD.from_config(config)
-    precision = choose_precision(world.device, options.precision)
-    if world.device.type == "cpu":
-        keep_freed_memory()
-    return Trainer(model.to(world.device), dataset, training, precision=precision, world=world)
-
-
-def _new_model(options: Train, num_classes: int) -> SSD:
-    """A detector with random weights, or with those of a backbone and heads that know nothing."""
-    from ssd_fast.engine.backbone_weights import read_backbone
-    from ssd_fast.engine.initialisation import quiet_heads
-    from ssd_fast.models import ssd300_vgg16
-
-    source = options.backbone_weights
-    weights = read_backbone(source) if source not in ("", "none") else None
-    model = ssd300_vgg16(
-        num_classes,
-        width=options.width,
-        norm=options.norm,
-        priors=options.priors,
-        classification=options.classification,
-        loss={"min_negatives": options.min_negatives},
-        **weights.pixels if weights else {},
-    )
-    if weights:
-        weights.load_into(model)
-    quiet_heads(model)
-    return model

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A small VOC folder, and runs of commands with what they printed."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,10 @@ import pytest
 
 from ssd_fast.cli import main
 from ssd_fast.data import ShapesDataset
+from ssd_fast.engine.trainer import Trainer
 
+# Of a training that takes a second.
+TINY = ("--width", 0.03, "--batch-size", 2, "--steps", 4, "--precision", "float32", "--warmup", 1)
 _ANNOTATION = """<annotation><filename>{name}.png</filename>
 <size><width>{side}</width><height>{side}</height><depth>3</depth></size>{objects}</annotation>"""
 _OBJECT = """<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{box[0]}</xmin>
@@ -82,3 +86,25 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "shapes.safetensors"
     save_weights(path, ssd300_vgg16(4, width=0.03, norm=True), ShapesDataset(1).class_names)
     return path
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report's figures take a second a run, and test_report.py looks at them."""
+    from ssd_fast.engine import report_files
+
+    names = ("precision_recall", "f1", "confusion_matrix", "sizes")
+    monkeypatch.setattr(report_files, "draw_figures", lambda *_: dict.fromkeys(names, b""))
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Sends this process a signal in the middle of a step."""
+    run = Trainer.run
+
+    def interrupted(self: Trainer) -> Iterator[object]:
+        for report in run(self):
+            if report.step == step:
+                os.kill(os.getpid(), number)
+            yield report
+
+    monkeypatch.setattr(Trainer, "run", interrupted)
