@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "exponential.h"
+#include "row_loads.h"
 #include "rows.h"
 #include "simd.h"
 #include "transpose.h"

@@ -21,6 +21,7 @@
 #include "instruction_set.h"
 #include "loss_rows.h"
 #include "match.h"
+#include "row_loads.h"
 #include "rows.h"
 #include "scratch.h"
 #include "simd.h"

@@ -14,6 +14,7 @@
 
 #include "exponential.h"
 #include "read_ahead.h"
+#include "row_loads.h"
 #include "rows.h"
 #include "simd.h"
 

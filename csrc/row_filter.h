@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "read_ahead.h"
+#include "row_loads.h"
 #include "rows.h"
 #include "scratch.h"
 #include "simd.h"

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "exponential.h"
+#include "row_loads.h"
 #include "rows.h"
 #include "scratch.h"
 #include "simd.h"

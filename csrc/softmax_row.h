@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "exponential.h"
+#include "row_loads.h"
 #include "rows.h"
 #include "simd.h"
 
