@@ -64,7 +64,6 @@ class Predict:
         from ssd_fast.engine.output import output_folder
         from ssd_fast.engine.precision import choose_precision
         from ssd_fast.engine.prediction import predict_files
-        from ssd_fast.engine.prediction_formats import COCOIds
         from ssd_fast.engine.weights import load_weights
 
         formats = self._check()
@@ -72,9 +71,7 @@ class Predict:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, class_names = load_weights(self.weights, device)
         model.nms = self.nms or model.nms
-        ids = COCOIds()
-        if self.coco_annotations is not None:
-            ids = COCOIds.read(self.coco_annotations, class_names)
+        ids = self._ids(class_names)
         writer = _Writer(output_folder(self.output), formats, class_names, ids, console)
         precision = choose_precision(device, self.precision)
         threshold, chosen = self._threshold()
@@ -113,6 +110,21 @@ class Predict:
         if self.coco_annotations is not None and "coco" not in formats:
             raise ValueError("--coco-annotations: has no use without coco among the --formats")
         return formats
+
+    def _ids(self, class_names: tuple[str, ...]) -> COCOIds:
+        """Numbers of images and classes; raises ValueError for annotations that have none."""
+        from ssd_fast.engine.prediction_formats import COCOIds
+
+        path = self.coco_annotations
+        if path is None:
+            return COCOIds()
+        try:
+            return COCOIds.read(path, class_names)
+        except OSError as error:
+            reason = f"{path} cannot be read: {error.strerror}"
+            raise ValueError(f"--coco-annotations: {reason}") from error
+        except ValueError as error:
+            raise ValueError(f"--coco-annotations: {error}") from error
 
     def _threshold(self) -> tuple[float, str]:
         """The least score, and who chose it."""

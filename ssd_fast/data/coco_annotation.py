@@ -53,7 +53,8 @@ class CocoObject(NamedTuple):
             class_names: the classes there are.
         """
         if self.category is None:
-            return f"its category_id {self.category_id!r} is none of the file's categories"
+            number = reprlib.repr(self.category_id)  # which may be lists in lists
+            return f"its category_id {number} is none of the file's categories"
         if self.category not in class_names:
             return f"the class {self.category!r} is none of {', '.join(sorted(class_names))}"
         if None in self.box:
@@ -71,7 +72,7 @@ class CocoObject(NamedTuple):
         if x2 <= x1 or y2 <= y1:
             return f"the box has no area in float32: {values}"
         if self.iscrowd not in (0, 1):  # True and False too, but no "0"
-            return f"iscrowd: expected 0 or 1, got {self.iscrowd!r}"
+            return f"iscrowd: expected 0 or 1, got {reprlib.repr(self.iscrowd)}"
         return None
 
     def corners(self, size: tuple[int, int]) -> Corners:
@@ -143,10 +144,8 @@ def read_coco(path: Path, problems: list[Problem]) -> CocoAnnotation:
         if number is not None and number in seen:
             problems.append(Problem(path, item.id, "its id belongs to an object before it"))
         elif owner is None or owner not in objects:
-            image = entry.get("image_id")
-            problems.append(
-                Problem(path, item.id, f"there is no image with its image_id {image!r}")
-            )
+            image = reprlib.repr(entry.get("image_id"))
+            problems.append(Problem(path, item.id, f"there is no image with its image_id {image}"))
         else:
             objects[owner].append(item)
         seen.add(number)
@@ -181,12 +180,12 @@ def _read_categories(path: Path, content: Mapping[str, list[Any]]) -> dict[int, 
     for position, entry in enumerate(content["categories"], 1):
         where = f"{path}: category number {position}"
         if not isinstance(entry, dict):
-            raise ValueError(f"{where}: expected an object of JSON, got {entry!r}")
+            raise ValueError(f"{where}: expected an object of JSON, got {reprlib.repr(entry)}")
         number, name = entry.get("id"), entry.get("name")
         if isinstance(number, bool) or not isinstance(number, int):
-            raise ValueError(f"{where}: id: expected an integer, got {number!r}")
+            raise ValueError(f"{where}: id: expected an integer, got {reprlib.repr(number)}")
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{where}: name: expected a name, got {name!r}")
+            raise ValueError(f"{where}: name: expected a name, got {reprlib.repr(name)}")
         if number in names:
             raise ValueError(f"{where}: the id {number} belongs to {names[number]!r} before it")
         names[number] = name.strip()

@@ -83,9 +83,10 @@ class COCOIds:
                 for row in content["images"]
             }
             categories = {str(row["name"]).strip(): int(row["id"]) for row in content["categories"]}
-        except (ValueError, KeyError, TypeError) as error:
+        # Lists in lists without end, and an infinite id, are JSON to Python.
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             # The repr of a UnicodeDecodeError holds the whole file.
-            reason = str(error) if isinstance(error, ValueError) else repr(error)
+            reason = repr(error) if isinstance(error, KeyError | TypeError) else str(error)
             raise ValueError(
                 f"{path} is no COCO annotation file with images and categories: {reason}"
             ) from error

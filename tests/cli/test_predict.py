@@ -7,13 +7,10 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
 from ssd_fast.cli.image_paths import find_images
-from ssd_fast.data import VOCDataset
-from ssd_fast.engine.prediction_formats import COCOIds, coco_results, voc_xml
 from ssd_fast.engine.report import weights_digest
 
 
@@ -225,30 +222,6 @@ def test_boxes_are_in_the_upright_image(
     assert turned["detections"]
 
 
-DESCRIBED = {
-    "file": "shots/000000000139.jpg",
-    "width": 100,
-    "height": 80,
-    "detections": [
-        {"box": [0.0, 0.4, 10.2, 20.6], "score": 0.9, "label": 1, "class": "a & b"},
-        {"box": [99.7, 79.9, 100.0, 80.0], "score": 0.8, "label": 2, "class": "c"},
-    ],
-}
-
-
-def test_voc_annotations_are_read_as_they_were_found(tmp_path: Path):
-    from PIL import Image
-
-    for name in ("Annotations", "JPEGImages"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "Annotations" / "000000000139.xml").write_text(voc_xml(DESCRIBED))
-    Image.new("RGB", (100, 80)).save(tmp_path / "JPEGImages" / "000000000139.jpg")
-    dataset = VOCDataset(tmp_path, "all")
-    assert dataset.problems == ()
-    assert dataset.class_names == ("a & b", "c")
-    assert dataset[0][1]["boxes"].tolist() == [[0, 0, 10, 21], [98, 78, 100, 80]]
-
-
 def test_the_longest_name_of_an_image_is_cut(
     ssd_fast: Callable, weights: Path, photograph: Path, tmp_path: Path
 ):
@@ -261,32 +234,6 @@ def test_the_longest_name_of_an_image_is_cut(
     names = sorted(path.stem for path in (output / "voc").iterdir())
     assert names == ["\u00e9" * 100, "\u00e9" * 100 + "-2"]
     assert len(list(output.glob("*.detections.png"))) == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "read"),
-    [
-        ("a\u200cb", "a\u200cb"),  # the joiners of Persian and of Hindi are letters of a name
-        ("a\xa0\u3000b", "a\xa0\u3000b"),
-        ("two\n\tlines", "two\n\tlines"),
-        ("a\x01b\r\ud800", "a?b??"),
-    ],
-)
-def test_voc_annotations_keep_what_xml_can_hold(name: str, read: str):
-    detection = DESCRIBED["detections"][0] | {"class": name}
-    text = voc_xml(DESCRIBED | {"detections": [detection]}).encode()
-    assert ElementTree.fromstring(text).findtext("object/name") == read
-
-
-def test_coco_results_are_read_by_pycocotools():
-    coco = pytest.importorskip("pycocotools.coco", reason="needs pycocotools")
-    results = json.loads(coco_results([DESCRIBED], COCOIds()))
-    truth = coco.COCO()
-    truth.dataset = {"images": [{"id": 139}], "annotations": [], "categories": [{"id": 1}]}
-    truth.createIndex()
-    assert [row["image_id"] for row in results] == [139, 139]
-    assert results[0]["bbox"] == [0.0, 0.4, 10.2, 20.2]
-    assert len(truth.loadRes(results).anns) == 2
 
 
 def test_coco_ids_come_from_the_annotations(
@@ -314,11 +261,34 @@ def test_coco_ids_come_from_the_annotations(
     rows = json.loads((output / "coco_results.json").read_text())
     assert {row["image_id"] for row in rows} == {70, 71}
     assert {row["category_id"] for row in rows} <= {10, 20, 30}
-    annotations.write_text(json.dumps(content | {"categories": []}))
-    result = ssd_fast("predict", *arguments, frames)
-    assert "has no category circle, rectangle, triangle" in result.err
-    result = ssd_fast("predict", *arguments[:-1], weights, frames)
-    assert "no COCO annotation file with images and categories: 'utf-8' codec" in result.err
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"images": [], "categories": []}', "{} has no category circle, rectangle, triangle"),
+        (b"{", "{} is no COCO annotation file with images and categories: Expecting property"),
+        (b"\xff" * 9999, "{} is no COCO annotation file with images and categories: 'utf-8' codec"),
+        (
+            b"[" * 10**6,
+            "{} is no COCO annotation file with images and categories: maximum recursion",
+        ),
+        (None, "{} cannot be read: No such file or directory"),
+    ],
+    ids=["classes", "json", "utf-8", "nested", "missing"],
+)
+def test_coco_annotations_without_ids_are_one_line(
+    ssd_fast: Callable, weights: Path, frames: Path, tmp_path: Path, content: bytes, reason: str
+):
+    annotations = tmp_path / "instances.json"
+    if content is not None:
+        annotations.write_bytes(content)
+    arguments = ("--output", tmp_path / "out", "--formats", "coco")
+    arguments = (*arguments, "--coco-annotations", annotations)
+    result = ssd_fast("predict", "--weights", weights, *arguments, frames)
+    assert result.status == 2
+    assert f"error: --coco-annotations: {reason.format(annotations)}" in result.err
+    assert result.err.count("\n") == 1
     assert len(result.err) < 1000
 
 

@@ -19,6 +19,9 @@ from .coco_folder import COCOFolder, box, image
 Image = pytest.importorskip("PIL.Image", reason="needs the extra: pip install 'ssd_fast[train]'")
 
 
+_NESTED = json.loads("[" * 500 + "]" * 500)
+
+
 def test_reads_images_boxes_labels_and_ids(coco: COCOFolder) -> None:
     dataset = coco.open()
     assert len(dataset) == 2
@@ -74,15 +77,21 @@ def test_crowds_are_marked_or_left_out(coco: COCOFolder) -> None:
         (box(9, 5, 9, 5, 1e-9, 20), "the box has no area in float32: x 9, y 5, width 1e-09"),
         (box(9, 5, 9, 5, 4, 5, iscrowd="0"), "iscrowd: expected 0 or 1, got '0', in b.jpg"),
         (box(9, 5, 9, 5, 4, 5, iscrowd=2), "iscrowd: expected 0 or 1, got 2, in b.jpg"),
+        (box(9, 5, 9, 5, 4, 5, iscrowd=_NESTED), "expected 0 or 1, got [[[[[[[...]]]]]]], in"),
         (box(9, 5, 9, 5, 4, 5, iscrowd=[1]), "iscrowd: expected 0 or 1, got [1], in b.jpg"),
         (box(9, 5, 9, 5, -4, 20), "the box is inverted: x 9, y 5, width -4, height 20, in b.jpg"),
         (box(9, 5, 70, 5, 8, 8), "the box lies outside the image of 60 x 40 pixels: x 70, y 5, "),
         (box(9, 5, 5, 5, float("nan"), 8), "the box has no four numbers: bbox [5, 5, nan, 8]"),
+        (box(9, 5, math.inf, 5, 8, 8), "the box has no four numbers: bbox [inf, 5, 8, 8]"),
         (box(9, 5, 5, 5, 10**400, 8), "the box has no four numbers: bbox [5, 5, 1000"),
         (box(9, 5, 5, 5, 8), "the box has no four numbers: bbox [5, 5, 8]"),
         (box(9, 5, 1, 1, 2, 2, category_id=4), "its category_id 4 is none of the file's"),
         (box(9, 5, 1, 1, 2, 2, category_id=[4]), "its category_id [4] is none of the file's"),
+        (box(9, 5, 1, 1, 2, 2, category_id=_NESTED), "category_id [[[[[[[...]]]]]]] is none of"),
+        (box(9, 5, 1, 1, 2, 2, category_id=math.inf), "its category_id inf is none of the file's"),
         (box(9, 6, 1, 1, 2, 2), "there is no image with its image_id 6"),
+        (box(9, 5, 1, 1, 2, 2, image_id=_NESTED), "with its image_id [[[[[[[...]]]]]]]"),
+        (box(9, 5, 1, 1, 2, 2, image_id=math.inf), "there is no image with its image_id inf"),
         (box(9, 5, 1, 1, 2, 2, image_id=None), "there is no image with its image_id None"),
         (box(1, 5, 1, 1, 2, 2), "its id belongs to an object before it"),
         ("x", "number 4: expected an object of JSON"),
@@ -132,6 +141,7 @@ def test_a_mark_of_the_byte_order_is_no_error(coco: COCOFolder) -> None:
         (image(8, "..\\secret.jpg"), "the file name '../secret.jpg' leads out of "),
         (image(8, "/etc/secret.jpg"), "the file name '/etc/secret.jpg' leads out of "),
         (image(8, "C:\\secret.jpg"), "the file name 'C:/secret.jpg' leads out of "),
+        (image(math.inf, "c.jpg"), "image number 3: expected an id and a file_name"),
         (image(8, ""), "image number 3: expected an id and a file_name"),
         ({"file_name": "c.jpg"}, "image number 3: expected an id and a file_name"),
         (None, "image number 3: expected an id and a file_name"),
@@ -160,6 +170,12 @@ def test_an_image_without_objects_stays(coco: COCOFolder) -> None:
     assert target["labels"].shape == target["ignore"].shape == (0,)
     coco.annotations.clear()
     assert [len(coco.open()[i][1]["labels"]) for i in range(3)] == [0, 0, 0]
+
+
+def test_an_image_of_infinite_size_has_the_size_of_its_file(coco: COCOFolder) -> None:
+    coco.images[1] = image(5, "b.jpg", (math.inf, math.nan))
+    assert coco.open().problems == ()
+    assert coco.open()[1][1]["boxes"].shape == (2, 4)
 
 
 def test_images_in_subfolders_and_without_a_stated_size(coco: COCOFolder) -> None:
