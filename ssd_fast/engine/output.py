@@ -148,7 +148,7 @@ def write_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
             while rest:
                 rest = rest[os.write(number, rest) :]
     except OSError as error:
-        kept = "; the file that was there is unchanged" if path.exists() else ""
+        kept = "; the file that was there is unchanged" if path.is_file() else ""
         room = "; make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         reason = f"cannot write {path}: {_reason(error)}{room}{kept}"
         raise OSError(error.errno, reason) from error

@@ -105,3 +105,8 @@ def test_a_folder_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("ssd_fast.engine.output.tempfile.TemporaryFile", full)
     with pytest.raises(OSError, match="No space left on device"):
         output_folder(tmp_path)
+
+
+def test_a_folder_in_the_way_is_no_file_that_was_there(tmp_path: Path):
+    with pytest.raises(OSError, match=r"cannot write .*: Is a directory$"):
+        write_file(tmp_path, b"new")
