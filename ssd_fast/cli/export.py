@@ -53,13 +53,18 @@ class Export:
         return 0
 
     def _checked_device(self) -> str:
-        """The device; ValueError if torch knows none of that name, or has no access to it."""
+        """The device; ValueError if torch has none of that name here that holds data."""
         import torch
 
         try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device: cannot use {self.device!r}: {error}") from error
+            torch.zeros(1, device=self.device).cpu()  # of meta nothing comes back
+        except (RuntimeError, AssertionError, ModuleNotFoundError) as error:
+            # Its first sentence: pages about torch's own dispatch may follow.
+            reason = str(error).partition("\n")[0].partition(". ")[0]
+            raise ValueError(
+                f"--device: cannot use {self.device!r}: {reason}; name one of this machine, as cpu"
+                " or cuda"
+            ) from error
         return self.device
 
     def _check_output(self) -> None:

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ssd_fast.data.missing_extra import missing_extra
+from ssd_fast.engine.output import write_file
 from ssd_fast.models.ssd import SSD
 
 __all__ = ["export_aoti", "export_onnx", "export_torch"]
@@ -18,6 +21,8 @@ __all__ = ["export_aoti", "export_onnx", "export_torch"]
 _OPSET = 18
 # Inductor takes 32-bit indices from the example's size where a dimension has no bound.
 _MAX_BATCH = 1024
+# Protobuf ends at 2 GiB, of which the graph takes a little.
+_MOST_ONNX_BYTES = 2_000_000_000
 _OUTPUTS = ["boxes", "scores", "labels", "counts"]
 
 
@@ -34,13 +39,16 @@ def export_torch(model: SSD, path: str | os.PathLike[str]) -> None:
 
     Raises:
         OSError: the file cannot be written.
+        ValueError: a model on the meta device.
     """
-    program = _program(model)
+    _check(model, path)
+    program, data = _program(model), BytesIO()
     with warnings.catch_warnings():
         # Of weights in channels_last, with which it takes two thirds of the time, torch 2.15 doubts
         # that they are whole, for they are not contiguous; it saves all of their bytes.
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
-        torch.export.save(program, Path(path))
+        torch.export.save(program, data)
+    write_file(path, data.getbuffer())
 
 
 def export_aoti(model: SSD, path: str | os.PathLike[str]) -> None:
@@ -54,11 +62,14 @@ def export_aoti(model: SSD, path: str | os.PathLike[str]) -> None:
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: the file's name does not end in `.pt2`.
+        ValueError: the file's name does not end in `.pt2`, or a model on the meta device.
     """
+    _check(model, path)
     if Path(path).suffix != ".pt2":
         raise ValueError(f"path: an AOTInductor package is named *.pt2, got {path}")
-    torch._inductor.aoti_compile_and_package(_program(model), package_path=str(path))
+    data = BytesIO()
+    torch._inductor.aoti_compile_and_package(_program(model), package_path=data)
+    write_file(path, data.getbuffer())
 
 
 def export_onnx(model: SSD, path: str | os.PathLike[str], *, opset: int = _OPSET) -> None:
@@ -78,8 +89,47 @@ def export_onnx(model: SSD, path: str | os.PathLike[str], *, opset: int = _OPSET
         OSError: the file cannot be written.
         ValueError: an opset that can not be written, a model whose `nms` is not "hard", whose
             `iou_threshold` is outside [0, 1], whose `score_threshold` is negative, or whose `top_k`
-            is 0.
+            is 0, or which is on the meta device or takes more than 2 GB.
     """
+    _check_onnx(model, opset)
+    _check(model, path)
+    try:
+        from ssd_fast.engine.onnx_detect import onnx_detect
+    except ModuleNotFoundError as error:
+        raise missing_extra("export to ONNX", error, extra="export") from error
+    program = torch.onnx.export(
+        _program(model),
+        dynamo=True,
+        opset_version=opset,
+        input_names=["images"],
+        output_names=_OUTPUTS,
+        custom_translation_table={torch.ops.ssd_fast.detect.default: onnx_detect},
+        verbose=False,
+    )
+    assert program is not None
+    written = program.model.opset_imports[""]
+    if written != opset:  # torch.onnx.export logs it and goes on
+        raise ValueError(
+            f"opset: torch {torch.__version__} can not write {opset}, only {written}; pass a lower "
+            f"one, such as opset={_OPSET}, or update torch and onnxscript"
+        )
+    write_file(path, program.model_proto.SerializeToString())
+
+
+def _check(model: SSD, path: str | os.PathLike[str]) -> None:
+    """Raises what would be found at the end, after minutes: a folder in the way, no weights."""
+    if Path(path).is_dir():
+        raise IsADirectoryError(
+            errno.EISDIR, f"cannot write {path}: it is a folder; name a file in it"
+        )
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ValueError(
+            "model: on the meta device it has no weights; export one that is on cpu or cuda"
+        )
+
+
+def _check_onnx(model: SSD, opset: int) -> None:
+    """Raises ValueError for what ONNX can not express."""
     if opset < _OPSET:
         raise ValueError(f"opset: expected {_OPSET} or later, got {opset}")
     if model.nms != "hard":
@@ -102,27 +152,12 @@ def export_onnx(model: SSD, path: str | os.PathLike[str], *, opset: int = _OPSET
             f"score_threshold: ONNX has thresholds of 0 or more, got a model with "
             f"{model.score_threshold}; set model.score_threshold to 0 or more"
         )
-    try:
-        from ssd_fast.engine.onnx_detect import onnx_detect
-    except ModuleNotFoundError as error:
-        raise missing_extra("export to ONNX", error, extra="export") from error
-    program = torch.onnx.export(
-        _program(model),
-        dynamo=True,
-        opset_version=opset,
-        input_names=["images"],
-        output_names=_OUTPUTS,
-        custom_translation_table={torch.ops.ssd_fast.detect.default: onnx_detect},
-        verbose=False,
-    )
-    assert program is not None
-    written = program.model.opset_imports[""]
-    if written != opset:  # torch.onnx.export logs it and goes on
+    size = sum(weight.nbytes for weight in model.parameters())
+    if size > _MOST_ONNX_BYTES:
         raise ValueError(
-            f"opset: torch {torch.__version__} can not write {opset}, only {written}; pass a lower "
-            f"one, such as opset={_OPSET}, or update torch and onnxscript"
+            f"model: a file of ONNX holds up to {_MOST_ONNX_BYTES} bytes of weights, got {size}; "
+            f"export with export_aoti or export_torch"
         )
-    program.save(str(path))
 
 
 class _Detector(nn.Module):

@@ -39,12 +39,45 @@ def test_what_is_wrong_is_one_line(ssd_fast: Callable, weights: Path, tmp_path: 
     result = ssd_fast("export", "--weights", tmp_path / "nothing.safetensors")
     assert result.status == 2
     assert "no weights at" in result.err
-    result = ssd_fast("export", "--weights", weights, "--to", "torch", "--device", "tpu")
-    assert result.status == 2
-    assert "--device: cannot use 'tpu': Expected one of cpu, cuda" in result.err
     used = weights.with_name("used")
     used.touch()
     result = ssd_fast("export", "--weights", weights, "--to", "torch", "--output", used / "a.pt2")
     assert result.status == 2
     assert f"cannot write in the output folder {used}" in result.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["aoti", "torch"])
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        ("tpu", "Expected one of cpu, cuda"),
+        ("meta", "Cannot copy out of meta tensor"),
+        ("cuda:99", ""),
+        ("cpu:x", "Invalid device string"),
+        ("hip", "Could not run"),
+        ("privateuseone", "No module named"),
+    ],
+)
+def test_a_device_without_data_is_one_line(
+    ssd_fast: Callable, weights: Path, tmp_path: Path, kind: str, device: str, reason: str
+):
+    output = ("--output", tmp_path / "a.pt2")
+    result = ssd_fast("export", "--weights", weights, "--to", kind, "--device", device, *output)
+    assert result.status == 2
+    assert f"--device: cannot use '{device}': {reason}" in result.err
+    assert result.err.endswith("; name one of this machine, as cpu or cuda\n")
+    assert result.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["aoti", "onnx", "torch"])
+def test_a_folder_in_the_way_is_one_line(
+    ssd_fast: Callable, weights: Path, tmp_path: Path, kind: str
+):
+    folder = tmp_path / "detectors"
+    folder.mkdir()
+    result = ssd_fast("export", "--weights", weights, "--to", kind, "--output", folder)
+    assert result.status == 2
+    assert f"error: cannot write {folder}: it is a folder; name a file in it\n" in result.err
+    assert not list(folder.iterdir())

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What is exported detects the same, for other numbers of images, without the code of the model."""
 
+import errno
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -153,6 +157,58 @@ def test_an_opset_that_is_too_new_leaves_no_file(tmp_path: Path):
     with pytest.raises(ValueError, match=r"opset: torch .* can not write 99, only .* opset=18"):
         export_onnx(build(), tmp_path / "model.onnx", opset=99)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(params=[export_torch, export_aoti, export_onnx], ids=lambda f: f.__name__)
+def export(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Each of the three, of which AOTInductor's does not compile."""
+
+    def package(program: torch.export.ExportedProgram, package_path: BytesIO) -> None:
+        package_path.write(b"compiled")
+
+    if request.param is export_onnx:
+        pytest.importorskip("onnxscript", reason="needs onnxscript")
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", package)
+    return request.param
+
+
+def test_an_export_that_ends_early_keeps_the_old_file(
+    export: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "model.pt2"
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"cannot write .*model\.pt2: No space .* unchanged"):
+            export(build(), path)
+    assert path.read_bytes() == b"old"
+    export(build(), path)
+    assert path.read_bytes() != b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_in_the_way_is_named(export: Callable, tmp_path: Path):
+    folder = tmp_path / "model.pt2"
+    folder.mkdir()
+    with pytest.raises(OSError, match=r"cannot write .*model\.pt2: it is a folder; name a file"):
+        export(build(), folder)
+    assert not list(folder.iterdir())
+
+
+def test_a_model_without_weights_is_refused(export: Callable, tmp_path: Path):
+    with pytest.raises(ValueError, match="model: on the meta device it has no weights"):
+        export(build().to("meta"), tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_than_a_file_of_onnx_holds_is_refused(tmp_path: Path):
+    with torch.device("meta"):
+        model = ssd300_vgg16(4000)
+    with pytest.raises(ValueError, match=r"model: .* up to 2000000000 bytes .*, got 2\d{9};"):
+        export_onnx(model, tmp_path / "model.onnx")
 
 
 def test_as_many_images_as_documented(tmp_path: Path):
