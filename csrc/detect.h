@@ -282,21 +282,13 @@ class Detector {
       });
       for (int k = 0; k < 4; ++k) prior_box[k][i] = job_->priors[4 * prior + k];
     }
-    const Variances& v = job_->options.variances;
+    const DetectOptions& options = job_->options;
     for (size_t i = 0; i < n; i += kLanes) {
-      // The operations of decode_box.
-      const auto side = [&](int k, float scale, float size_scale, Floats* low, Floats* high) {
-        const Floats p1 = load(&prior_box[k][i]), p2 = load(&prior_box[k + 2][i]);
-        const Floats center = (load(&delta[k][i]) * scale) * (p2 - p1) + (p1 + p2) * 0.5f;
-        const Floats log_size = load(&delta[k + 2][i]) * size_scale;
-        const Floats size = exp(min(splat(job_->options.max_log_scale), log_size));
-        const Floats half = size * (p2 - p1) * 0.5f;
-        *low = center - half;
-        *high = center + half;
-      };
-      Boxes box;
-      side(0, v.x, v.w, &box.x1, &box.x2);
-      side(1, v.y, v.h, &box.y1, &box.y2);
+      const auto lanes = [i](const float (&from)[4][kAhead], int k) { return load(&from[k][i]); };
+      const Offsets offsets{lanes(delta, 0), lanes(delta, 1), lanes(delta, 2), lanes(delta, 3)};
+      const Boxes priors{lanes(prior_box, 0), lanes(prior_box, 1), lanes(prior_box, 2),
+                         lanes(prior_box, 3)};
+      const Boxes box = decode_boxes(offsets, priors, options.variances, options.max_log_scale);
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         candidates_[i + lane].box = {box.x1[lane], box.y1[lane], box.x2[lane], box.y2[lane]};
       }

@@ -64,6 +64,18 @@ inline Doubles log(Doubles x) {
   return ((x > 0.0) & (x < kInfinity)) ? result : unusual;
 }
 
+// The natural logarithm of floats, rounded once.
+inline Floats log(Floats x) {
+  typedef float Half __attribute__((vector_size(kWide * sizeof(float))));
+  Half halves[2];
+  std::memcpy(halves, &x, sizeof(x));
+  for (Half& half : halves) {
+    half = __builtin_convertvector(log(__builtin_convertvector(half, Doubles)), Half);
+  }
+  std::memcpy(&x, halves, sizeof(x));
+  return x;
+}
+
 // log(1 + x) of a finite x that is not negative, to 2 units in the last place.
 inline Doubles log1p(Doubles x) {
   const Doubles sum = x + 1.0;

@@ -2,7 +2,7 @@
 """encode and decode: from boxes to the offsets that a head learns, and back.
 
 CPU csrc/cpu/decode.cpp   GPU kernels/decode.py   definitions ssd_fast/boxes.py
-test tests/ops/test_decode.py
+test tests/ops/test_decode.py   benchmark benchmarks/bench_decode.py
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from ssd_fast.boxes import MAX_LOG_SCALE, decode_boxes, encode_boxes, four_variances
 from ssd_fast.ops._arguments import LOGIT_DTYPES, check_device, check_max_log_scale, describe
@@ -39,7 +41,8 @@ def encode(boxes: Tensor, priors: Tensor, variances: Sequence[float] = (0.1, 0.2
     _check("boxes", boxes, priors)
     four = four_variances(variances)
     rows, priors, shape = _as_rows("boxes", boxes.float(), priors)
-    offsets = _apply_encode(rows, priors, four)
+    apply = _apply_encode if _is_traced(rows, priors) else _encode
+    offsets: Tensor = apply(rows, priors, four)
     return offsets if shape is None else offsets.reshape(shape)
 
 
@@ -71,7 +74,8 @@ def decode(
     four = four_variances(variances)
     check_max_log_scale(max_log_scale)
     rows, priors, shape = _as_rows("deltas", deltas, priors)
-    boxes = _apply_decode(rows, priors, four, max_log_scale)
+    apply = _apply_decode if _is_traced(rows, priors) else _decode
+    boxes: Tensor = apply(rows, priors, four, max_log_scale)
     return boxes if shape is None else boxes.reshape(shape)
 
 
@@ -192,6 +196,17 @@ class _Decode(torch.autograd.Function):
 # Typed names: `apply` has no annotations before torch 2.15.
 _apply_encode: Callable[..., Tensor] = _Encode.apply
 _apply_decode: Callable[..., Tensor] = _Decode.apply
+
+
+def _is_traced(rows: Tensor, priors: Tensor) -> bool:
+    """Whether autograd, a transform or torch.compile has to see a node; it takes as long as a call.
+
+    Forward-mode differentiation ends in the node's error.
+    """
+    if torch.is_grad_enabled() and (rows.requires_grad or priors.requires_grad):
+        return True
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return transformed or is_compiling()
 
 
 def _corner_gradients(d_center: Tensor, d_size: Tensor) -> tuple[Tensor, Tensor]:

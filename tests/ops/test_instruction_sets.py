@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast import _C
-from ssd_fast.ops import match, match_reference, mine, mine_reference, multibox_loss
+from ssd_fast.ops import decode, encode, match, match_reference, mine, mine_reference, multibox_loss
 from ssd_fast.priors import ssd300
 from ssd_fast.testing import (
     SCENES,
@@ -294,3 +294,20 @@ def test_the_public_loss_runs_on_every_instruction_set() -> None:
     for result in results[1:]:
         for actual, expected in zip(result, results[0], strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1,), (15,), (17,), (3, 8731), (40, 5)])
+def test_offsets_are_equal(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = seeded(len(shape))
+    priors = random_boxes(shape[-1], generator)
+    rows = torch.randn(*shape, 4, generator=generator).to(dtype)
+    odd = torch.tensor([math.inf, -math.inf, math.nan, 0.0, 300.0, -300.0, 6e-8])
+    rows.flatten()[: odd.numel()] = odd.to(dtype)[: rows.numel()]
+    results = []
+    for name in SETS:
+        _C.set_instruction_set(name)
+        found = decode(rows, priors), decode(rows, priors, max_log_scale=None), encode(rows, priors)
+        results.append([x.nan_to_num(7.7) for x in found])
+    for others in results[1:]:
+        assert all(map(torch.equal, others, results[0]))

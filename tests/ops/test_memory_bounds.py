@@ -68,7 +68,9 @@ def test_priors_and_boxes(P: int, alone) -> None:
     scores = alone(torch.rand(2, P, generator=seeded(2)))
     matched = ops.match(priors, boxes[-5:], alone(torch.tensor([0, min(P, 5)])))
     ops.mine(scores, alone(matched.repeat(2, 1)), min_negatives=P // 2)
-    ops.decode(alone(torch.zeros(P, 4)), priors)
+    for dtype in (torch.float32, torch.bfloat16):
+        ops.decode(alone(torch.zeros(2, P, 4, dtype=dtype)), priors)
+    ops.encode(alone(boxes.repeat(2, 1, 1)), priors)
     ops.batched_nms(boxes, scores[0], alone(torch.arange(P) % 3), 0.45)
     ops.nms(boxes, scores[1], 0.45)
 
