@@ -29,8 +29,9 @@ from torch import Tensor
 
 from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.coco_matching import COCOTable, judge_coco
+from ssd_fast.engine.detection_table import share_in_region, tabulate
 from ssd_fast.engine.joined_images import JoinedImages, join_images
-from ssd_fast.engine.voc_matching import judge, match_voc, share_in_region, tabulate
+from ssd_fast.engine.voc_matching import judge, match_voc
 
 __all__ = [
     "COCO_THRESHOLDS",

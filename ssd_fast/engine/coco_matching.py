@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.engine.box_overlap import iou, share_inside
-from ssd_fast.engine.equal_keys import rank, span
+from ssd_fast.engine.equal_keys import candidate_rounds, rank
 from ssd_fast.engine.joined_images import JoinedImages
 
 __all__ = ["COCOTable", "Matches", "Overlaps", "find_overlaps", "judge_coco", "match_coco"]
@@ -124,20 +124,14 @@ def find_overlaps(
         The pairs.
     """
     least = min(least, _LARGEST)
-    first, count = span(key, object_key)
     pairs = [(torch.zeros(0).long(), torch.zeros(0).long(), torch.zeros(0).double())]
-    # Round j compares every box that has more than j candidates with its j-th, so that memory stays
-    # at a few rows a box however many candidates there are.
-    rows = count.nonzero().squeeze(1)
-    while rows.numel():
-        candidate = first[rows] + len(pairs) - 1
+    for rows, candidate in candidate_rounds(key, object_key):
         overlap = iou(boxes[rows], objects[candidate])
         if crowd is not None:
             many = crowd[candidate].nonzero().squeeze(1)
             overlap[many] = share_inside(boxes[rows[many]], objects[candidate[many]])
         near = (overlap >= least).nonzero().squeeze(1)
         pairs.append((rows[near], candidate[near], overlap[near]))
-        rows = rows[count[rows] >= len(pairs)]
     row, candidate, overlap = (torch.cat(column) for column in zip(*pairs, strict=True))
     # A detection below every threshold takes nothing, so the others need not wait for it.
     waiting, at = row.unique(return_inverse=True)

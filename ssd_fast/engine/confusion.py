@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.coco_matching import find_overlaps, match_coco
+from ssd_fast.engine.detection_table import DetectionTable, share_in_region, tabulate
 from ssd_fast.engine.joined_images import join_images
-from ssd_fast.engine.voc_matching import DetectionTable, share_in_region, tabulate
 
 __all__ = ["Confusion", "confusion_matrix"]
 
