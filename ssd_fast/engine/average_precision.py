@@ -22,7 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from numbers import Real
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,8 +31,10 @@ from torch import Tensor
 from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.coco_matching import COCOTable, judge_coco
 from ssd_fast.engine.detection_table import share_in_region, tabulate
+from ssd_fast.engine.iou_thresholds import read_iou_threshold, read_iou_thresholds
 from ssd_fast.engine.joined_images import JoinedImages, join_images
 from ssd_fast.engine.voc_matching import judge, match_voc
+from ssd_fast.ops._arguments import describe
 
 __all__ = [
     "COCO_THRESHOLDS",
@@ -99,6 +102,7 @@ def average_precision(
         targets: one dict an image: boxes (N, 4) corners in the same unit, labels (N,), and
             optionally difficult (N,) bool: objects that need not be found; ignore or iscrowd (N,)
             bool: regions of many objects; area (N,): of the objects, where not that of the boxes.
+            A box without area is an object that nobody finds, as in pycocotools.
         num_classes: classes with background, which is label 0.
         iou_threshold: least IoU, in (0, 1], at which a detection answers for an object.
         method: "area" (VOC 2010 and later), "voc07" (VOC 2007) or "coco".
@@ -109,11 +113,13 @@ def average_precision(
         Average precision of each class, the mean, and the curves.
 
     Raises:
-        ValueError: lists of different lengths, a missing key, a shape or label that does not fit, a
-            score that is NaN, or an option out of range. The message names the image.
+        ValueError: lists of different lengths, a missing key, no tensor, a shape, dtype or label
+            that does not fit, a score that is NaN, an object whose box is not finite or inverted,
+            or an option out of range. The message names the image and the row.
     """
+    threshold = read_iou_threshold("iou_threshold", iou_threshold)
     images = join_images(detections, targets, num_classes)
-    return score_images(images, [iou_threshold], method, area_range)[0]
+    return score_images(images, [threshold], method, area_range)[0]
 
 
 def average_precisions(
@@ -121,7 +127,7 @@ def average_precisions(
     targets: Sequence[dict[str, Tensor]],
     *,
     num_classes: int,
-    iou_thresholds: Sequence[float],
+    iou_thresholds: Sequence[float] | Tensor,
     method: Method = "area",
     area_range: tuple[float, float] | None = None,
 ) -> tuple[AveragePrecision, ...]:
@@ -131,7 +137,7 @@ def average_precisions(
         detections: as for `average_precision`.
         targets: as for `average_precision`.
         num_classes: classes with background, which is label 0.
-        iou_thresholds: one or more, each in (0, 1].
+        iou_thresholds: one or more, each in (0, 1]; a vector of torch or numpy, too.
         method: as for `average_precision`.
         area_range: as for `average_precision`.
 
@@ -150,7 +156,7 @@ def mean_average_precision(
     targets: Sequence[dict[str, Tensor]],
     *,
     num_classes: int,
-    iou_thresholds: Sequence[float] = COCO_THRESHOLDS,
+    iou_thresholds: Sequence[float] | Tensor = COCO_THRESHOLDS,
     method: Method = "coco",
 ) -> float:
     """COCO's mAP: the mean of `average_precision(...).mean` over IoU thresholds.
@@ -175,7 +181,7 @@ def mean_average_precision(
 @cpu_by_default
 def score_images(
     images: JoinedImages,
-    thresholds: Sequence[float],
+    thresholds: Sequence[float] | Tensor,
     method: Method,
     area_range: tuple[float, float] | None = None,
 ) -> tuple[AveragePrecision, ...]:
@@ -195,8 +201,8 @@ def score_images(
     """
     if method not in ("area", "voc07", "coco"):
         raise ValueError(f'method: expected "area", "voc07" or "coco", got {method!r}')
-    if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
-        raise ValueError(f"iou_threshold: expected more than 0 and at most 1, got {thresholds}")
+    thresholds = read_iou_thresholds(thresholds)
+    _check_area_range(area_range)
     num_classes = images.num_classes
     scores = images.found["scores"]
     labels = torch.arange(1, num_classes + 1)
@@ -213,6 +219,18 @@ def score_images(
         values = torch.tensor([_average(curve, method) for curve in curves], dtype=torch.float64)
         results.append(AveragePrecision(values, float(values.nanmean()), curves))
     return tuple(results)
+
+
+def _check_area_range(area_range: Any) -> None:
+    """Raises ValueError unless it is None or two numbers in order."""
+    if area_range is None:
+        return
+    numbers = isinstance(area_range, Sequence) and all(isinstance(x, Real) for x in area_range)
+    if not numbers or len(area_range) != 2 or not area_range[0] <= area_range[1]:
+        raise ValueError(
+            "area_range: expected the least and the largest area, such as (0, 1024), or None for"
+            f" all, got {describe(area_range)}"
+        )
 
 
 def _by_coco(

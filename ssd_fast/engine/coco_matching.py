@@ -68,10 +68,10 @@ class COCOTable(NamedTuple):
             least: the least of the thresholds at which it will be asked.
 
         Returns:
-            The table. Boxes with corners that are not finite have no area, nor have inverted ones.
+            The table. Detections whose corners are not finite or inverted have no area.
         """
         found, there = images.found, images.there
-        boxes, objects = _upright(found["boxes"]), _upright(there["boxes"])
+        boxes = _upright(found["boxes"])
         ranks = rank(found["key"])
         by_key = there["key"].argsort(stable=True)
         crowd = (there["ignore"] | there["difficult"])[by_key]
@@ -79,7 +79,7 @@ class COCOTable(NamedTuple):
         overlaps = find_overlaps(
             boxes[counted],
             found["key"][counted],
-            objects[by_key],
+            there["boxes"][by_key],
             there["key"][by_key],
             least=least,
             crowd=crowd,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -243,14 +244,27 @@ def test_coco_counts_a_hundred_detections_of_an_image_and_class() -> None:
 @pytest.mark.parametrize(
     ("detection", "target", "options", "message"),
     [
-        (found((2, 0.5, 0, 0, 1, 1)), TARGET, {}, r"detections\[1\]: expected labels from 1 to 1"),
-        (found((1, math.nan, 0, 0, 1, 1)), TARGET, {}, r"detections\[1\]: scores\[0\] is NaN"),
+        (
+            found((2, 0.5, 0, 0, 1, 1)),
+            TARGET,
+            {},
+            r"detections\[1\]\['labels'\]\[0\] is 2: .*1 to 1",
+        ),
+        (found((1, math.nan, 0, 0, 1, 1)), TARGET, {}, r"detections\[1\]\['scores'\]\[0\] is nan"),
+        ([DETECTION], TARGET, {}, r"detections\[1\]: expected a dict with boxes and .*got list"),
         (TARGET, TARGET, {}, r"detections\[1\]: expected scores beside"),
         (DETECTION, {"labels": TARGET["labels"]}, {}, r"targets\[1\]: expected boxes beside"),
         (DETECTION, TARGET | {"boxes": torch.zeros(3, 5)}, {}, r"targets\[1\]: .*\(3, 5\)"),
         (DETECTION, TARGET, {"iou_threshold": 0.0}, "iou_threshold: .*0.0"),
+        (DETECTION, TARGET, {"iou_threshold": "0.5"}, "iou_threshold: .*str '0.5'"),
+        (DETECTION, TARGET, {"iou_threshold": [0.5, 0.75]}, "iou_threshold: .*list"),
+        (DETECTION, TARGET, {"area_range": (200, 50)}, r"area_range: .*\(200, 50\)"),
+        (DETECTION, TARGET, {"area_range": (0, math.nan)}, r"area_range: .*\(0, nan\)"),
+        (DETECTION, TARGET, {"area_range": (0, 1, 2)}, r"area_range: .*\(0, 1, 2\)"),
+        (DETECTION, TARGET, {"area_range": 50}, "area_range: .*int 50"),
         (DETECTION, TARGET, {"method": "voc12"}, "method: .*'voc12'"),
         (DETECTION, TARGET, {"num_classes": 1}, "num_classes: .*1"),
+        (DETECTION, TARGET, {"num_classes": 2.5}, "num_classes: .*float 2.5"),
     ],
 )
 def test_rejects_what_it_cannot_score(
@@ -265,3 +279,68 @@ def test_rejects_what_it_cannot_score(
 def test_rejects_another_number_of_images() -> None:
     with pytest.raises(ValueError, match="one for each of 2 targets, got 1"):
         average_precision([DETECTION], [TARGET, TARGET], num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("box", "shown"),
+    [
+        ((0, 0, math.nan, 9), "(0.0, 0.0, nan, 9.0)"),
+        ((0, 0, math.inf, 9), "(0.0, 0.0, inf, 9.0)"),
+        ((9, 0, 0, 9), "(9.0, 0.0, 0.0, 9.0)"),
+        ((0, 9, 9, 0), "(0.0, 9.0, 9.0, 0.0)"),
+    ],
+)
+@pytest.mark.parametrize("mark", [None, "difficult", "ignore", "iscrowd"])
+def test_rejects_objects_whose_boxes_are_broken(
+    box: tuple[float, ...], shown: str, mark: str | None
+) -> None:
+    target = objects((1, 0, 0, 10, 10), (1, *box))
+    target |= {} if mark is None else {mark: torch.tensor([False, True])}
+    message = rf"targets\[1\]\['boxes'\]\[1\] is {re.escape(shown)}: expected finite .*correct it"
+    with pytest.raises(ValueError, match=message):
+        average_precision([DETECTION, DETECTION], [TARGET, target], num_classes=2)
+
+
+@pytest.mark.parametrize("area", [math.nan, math.inf, -1.0])
+def test_rejects_areas_of_no_size(area: float) -> None:
+    target = TARGET | {"area": torch.tensor([5.0, area, 5.0])}
+    with pytest.raises(ValueError, match=rf"targets\[0\]\['area'\]\[1\] is {area}: expected 0 or"):
+        average_precision([DETECTION], [target], num_classes=2)
+
+
+def test_an_object_without_area_is_missed() -> None:
+    target = objects((1, 0, 0, 10, 10), (1, 5, 5, 5, 5))
+    detection = found((1, 0.9, 0, 0, 10, 10), (1, 0.8, 5, 5, 5, 5))
+    assert average_precision([detection], [target], num_classes=2).mean == 0.5
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("labels", torch.tensor([1.9, 1, 1]), r"expected integers, got torch.float32; .*\.long"),
+        ("labels", torch.ones(3, dtype=torch.bool), "expected integers, got torch.bool"),
+        ("labels", [1, 1, 1], "expected a tensor, got list; convert it with torch.as_tensor"),
+        ("boxes", torch.zeros(3, 4).numpy(), "expected a tensor, got ndarray"),
+        ("boxes", torch.zeros(3, 4, dtype=torch.complex64), "expected numbers, got torch.complex"),
+        ("difficult", torch.zeros(3), "expected bool or integers, got torch.float32"),
+        ("iscrowd", "no", "expected a tensor, got str"),
+        ("area", None, "expected a tensor, got NoneType"),
+        ("area", torch.ones(3, dtype=torch.bool), "expected numbers, got torch.bool"),
+    ],
+)
+def test_rejects_columns_of_another_type(column: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"targets\[1\]\['{column}'\]: {message}"):
+        average_precision([DETECTION] * 2, [TARGET, TARGET | {column: value}], num_classes=2)
+
+
+def test_an_image_without_rows_may_hold_them_as_any_type() -> None:
+    target = {"boxes": torch.zeros(0, 4), "labels": torch.tensor([])}
+    detection = target | {"scores": torch.tensor([])}
+    result = average_precision([DETECTION, detection], [TARGET, target], num_classes=2)
+    assert result.mean == average_precision([DETECTION], [TARGET], num_classes=2).mean
+
+
+@pytest.mark.parametrize("images", [DETECTION, iter([DETECTION]), None])
+def test_rejects_what_is_no_list_of_images(images: Any) -> None:
+    with pytest.raises(ValueError, match="detections: expected a list with one dict an image, got"):
+        average_precision(images, [TARGET], num_classes=2)

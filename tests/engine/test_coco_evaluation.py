@@ -154,6 +154,24 @@ def test_nothing_found_nothing_there_and_broken_boxes():
     assert nothing.metrics()["ap_small"] is None
 
 
+@pytest.mark.parametrize("box", [[math.nan, 0, 9, 9], [0, 0, math.inf, 9], [9, 0, 0, 9]])
+def test_rejects_objects_whose_boxes_are_broken(box: list[float]):
+    detections, targets = random_case(2)
+    row = len(targets[3]["labels"]) - 1
+    targets[3]["boxes"][row] = torch.tensor(box)
+    with pytest.raises(ValueError, match=rf"targets\[3\]\['boxes'\]\[{row}\] is .*x1 <= x2"):
+        evaluate_coco(detections, targets, num_classes=CLASSES + 1)
+
+
+def test_an_object_without_area_counts_as_in_pycocotools():
+    pytest.importorskip("pycocotools", reason="needs pycocotools")
+    detections, targets = random_case(2)
+    for target in targets:
+        target["boxes"][::3, 2:] = target["boxes"][::3, :2]
+    ours = evaluate_coco(detections, targets, num_classes=CLASSES + 1)
+    assert ours.ap == pytest.approx(cocoeval(detections, targets, CLASSES).stats[0], abs=1e-6)
+
+
 def test_scores_by_coco_carry_its_numbers():
     detections, targets = random_case(1)
     evaluation = score_detections(detections, targets, ("a", "b", "c"), metric="coco")
