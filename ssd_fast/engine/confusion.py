@@ -13,9 +13,11 @@ from torch import Tensor
 from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.coco_matching import find_overlaps, match_coco
 from ssd_fast.engine.detection_table import DetectionTable, share_in_region, tabulate
-from ssd_fast.engine.joined_images import join_images
+from ssd_fast.engine.iou_thresholds import read_iou_threshold
+from ssd_fast.engine.joined_images import JoinedImages, join_images
+from ssd_fast.ops._arguments import check_threshold
 
-__all__ = ["Confusion", "confusion_matrix"]
+__all__ = ["Confusion", "confusion_matrix", "count_confusion"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,6 @@ class Confusion:
     confused: Tensor
 
 
-@cpu_by_default
 def confusion_matrix(
     detections: Sequence[dict[str, Tensor]],
     targets: Sequence[dict[str, Tensor]],
@@ -58,24 +59,47 @@ def confusion_matrix(
             iscrowd (N,) bool.
         num_classes: C, with background.
         score_threshold: detections below it are left out.
-        iou_threshold: least IoU of a detection and its object.
+        iou_threshold: least IoU of a detection and its object, in (0, 1].
 
     Returns:
         The counts.
 
     Raises:
-        ValueError: as for `average_precision`.
+        ValueError: as for `average_precision`, for detections that are left out, too.
     """
-    kept = []
-    for rows in detections:
-        keep = rows["scores"] >= score_threshold
-        kept.append({name: rows[name][keep] for name in ("boxes", "scores", "labels")})
-    table = tabulate(join_images(kept, targets, num_classes), difficult_is_region=True)
+    images = join_images(detections, targets, num_classes)
+    return count_confusion(images, score_threshold=score_threshold, iou_threshold=iou_threshold)
+
+
+@cpu_by_default
+def count_confusion(
+    images: JoinedImages, *, score_threshold: float, iou_threshold: float
+) -> Confusion:
+    """The same of images that are joined already.
+
+    Args:
+        images: from `join_images`.
+        score_threshold: as for `confusion_matrix`.
+        iou_threshold: as for `confusion_matrix`.
+
+    Returns:
+        The counts.
+
+    Raises:
+        ValueError: a threshold is NaN, no number, or out of its range.
+    """
+    check_threshold("score_threshold", score_threshold)
+    iou_threshold = read_iou_threshold("iou_threshold", iou_threshold)
+    # A float32 score of 0.9 is a little less than the number 0.9, and is meant to be kept.
+    rounded = float(torch.tensor(float(score_threshold), dtype=torch.float32))
+    keep = images.found["scores"] >= min(float(score_threshold), rounded)
+    found = {name: column[keep] for name, column in images.found.items()}
+    table = tabulate(images._replace(found=found), difficult_is_region=True)
     choice = _choose(table, iou_threshold)
     missed = torch.ones_like(table.optional)
     missed[choice.right] = False
     missed[choice.mistaken] = False
-    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    counts = torch.zeros(images.num_classes, images.num_classes, dtype=torch.int64)
     labels = table.object_labels
     for truth, predicted in (
         (labels[choice.right], labels[choice.right]),
@@ -84,12 +108,12 @@ def confusion_matrix(
         (torch.zeros_like(choice.false), table.labels[choice.false]),
     ):
         counts.index_put_((truth, predicted), torch.ones_like(truth), accumulate=True)
-    images = len(targets)
+    size = images.num_images
     return Confusion(
         counts,
-        table.object_images[missed].bincount(minlength=images),
-        table.images[choice.false].bincount(minlength=images),
-        table.images[choice.mistaking].bincount(minlength=images),
+        table.object_images[missed].bincount(minlength=size),
+        table.images[choice.false].bincount(minlength=size),
+        table.images[choice.mistaking].bincount(minlength=size),
     )
 
 

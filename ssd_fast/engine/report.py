@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssd_fast.data.default_device import cpu_by_default
 from ssd_fast.engine.average_precision import AveragePrecision, Method, score_images
-from ssd_fast.engine.confusion import Confusion, confusion_matrix
+from ssd_fast.engine.confusion import Confusion, count_confusion
 from ssd_fast.engine.evaluation import Evaluation
 from ssd_fast.engine.joined_images import join_images
 from ssd_fast.engine.score_thresholds import ScoreThresholds, choose_thresholds
@@ -183,15 +183,16 @@ def make_report(
 
     Returns:
         The report.
+
+    Raises:
+        ValueError: as for `average_precision`.
     """
     num_classes = len(evaluation.class_names) + 1
     thresholds = choose_thresholds(evaluation.at_50.curves)
     score = float(thresholds.grid[thresholds.overall])
-    confusion = confusion_matrix(
-        detections, targets, num_classes=num_classes, score_threshold=score, iou_threshold=_IOU
-    )
-    methods: dict[str, Method] = {"voc": "area", "voc07": "voc07", "coco": "coco"}
     joined = join_images(detections, targets, num_classes)
+    confusion = count_confusion(joined, score_threshold=score, iou_threshold=_IOU)
+    methods: dict[str, Method] = {"voc": "area", "voc07": "voc07", "coco": "coco"}
     sizes = []
     for name, least, most in _SIZES:
         (result,) = score_images(joined, [_IOU], methods[evaluation.metric], (least, most))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What was found, missed, confused and made up is counted, and thresholds are chosen by F1."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -65,6 +67,43 @@ def test_every_object_stands_in_its_row_once():
     assert result.counts[:, 1:].sum(0).tolist() == shown[1:].tolist()
     assert result.missed.sum() == result.counts[1:, 0].sum()
     assert result.false.sum() == result.counts[0, 1:].sum()
+
+
+NAN = float("nan")
+FOUND = rows((1, *A), (1, *B), scores=[0.9, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "message"),
+    [
+        (rows((1, *A)), {}, r"detections\[0\]: expected scores beside"),
+        (FOUND | {"scores": torch.zeros(2, 1)}, {}, r"detections\[0\]: expected scores \(2,\)"),
+        (FOUND | {"scores": torch.tensor([0.9, NAN])}, {}, r"\['scores'\]\[1\] is nan"),
+        (FOUND | {"labels": torch.tensor([1, 7])}, {}, r"\['labels'\]\[1\] is 7"),
+        (FOUND | {"scores": [0.9, 0.2]}, {}, r"detections\[0\]\['scores'\]: expected a tensor"),
+        (FOUND, {"iou_threshold": 2}, "iou_threshold: .*int 2"),
+        (FOUND, {"iou_threshold": NAN}, "iou_threshold: .*nan"),
+        (FOUND, {"score_threshold": NAN}, "score_threshold: .*nan"),
+        (FOUND, {"score_threshold": "0.5"}, "score_threshold: .*str '0.5'"),
+        (FOUND, {"num_classes": 1}, "num_classes: .*int 1"),
+    ],
+)
+def test_rejects_what_it_cannot_count(found: Rows, options: dict[str, Any], message: str):
+    options = {"num_classes": 2, "score_threshold": 0.5} | options
+    with pytest.raises(ValueError, match=message):
+        confusion_matrix([found], [rows((1, *A))], **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("score", [0.3, 0.7, 0.9])
+def test_a_score_equal_to_the_threshold_is_kept(score: float, dtype: torch.dtype):
+    """Whether float32 is above the number, as of 0.3, or below, as of 0.7 and 0.9."""
+    found = rows((1, *A)) | {"scores": torch.tensor([score], dtype=dtype)}
+    for threshold, count in ((score, 1), (score + 1e-6, 0)):
+        result = confusion_matrix(
+            [found], [rows((1, *A))], num_classes=2, score_threshold=threshold
+        )
+        assert result.counts[1, 1] == count
 
 
 def test_the_threshold_stands_in_the_middle_of_the_best():

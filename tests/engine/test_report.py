@@ -168,6 +168,15 @@ def test_nothing_found_in_any_number_of_classes_is_drawn(classes: int):
     assert figures == draw_figures(report, DARK)
 
 
+def test_a_broken_object_has_no_size():
+    dataset = ShapesDataset(3)
+    detections, targets = flawed(dataset)
+    evaluation = score_detections(detections, targets, dataset.class_names)
+    targets[1]["boxes"][0, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"targets\[1\]\['boxes'\]\[0\] is .*nan"):
+        make_report(detections, targets, evaluation, {})
+
+
 def test_the_threshold_is_that_of_the_same_weights(tmp_path: Path):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"one")
