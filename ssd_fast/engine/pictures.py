@@ -95,7 +95,7 @@ def draw_image(
         picture = picture.resize(size, pillow.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     pen = _Pen.for_size(max(picture.size))
-    for box in (truth * scale).tolist() if truth is not None else []:
+    for box in _near(truth * scale, max(picture.size)).tolist() if truth is not None else []:
         _dashed(draw, box, pen)
     order = detections["scores"].argsort().tolist()  # the best detection lies on top
     boxes = (detections["boxes"] * scale).tolist()
@@ -170,6 +170,14 @@ def _legend(draw: Any, class_names: tuple[str, ...], font: Any, left: int, middl
     pen = _Pen(max(2, side // 9), font, 2)
     _dashed(draw, (x, middle, x + 2 * side, middle), pen)
     draw.text((x + 2 * side + side // 2, middle), "truth", fill=_INK, font=font, anchor="lm")
+
+
+def _near(boxes: Tensor, side: int) -> Tensor:
+    """Boxes (n, 4) whose lines can be drawn: none that lead far out of a picture, and no NaN.
+
+    Among regions to ignore there may be any.
+    """
+    return boxes[~boxes.isnan().any(1)].clamp(-side, 2 * side)
 
 
 def _dashed(draw: Any, box: Sequence[float], pen: _Pen) -> None:

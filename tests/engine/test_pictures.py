@@ -32,6 +32,14 @@ def test_a_box_is_drawn_where_it_is(scale: float):
     assert picture.getpixel((150 * scale, 120 * scale)) == (128, 128, 128)
 
 
+@pytest.mark.parametrize("far", [1e9, float("inf")])
+def test_truth_far_outside_or_nan_is_no_trouble(far: float):
+    truth = torch.tensor([[150, 100, far, far], [float("nan")] * 4, [-far, -far, -1, -1]])
+    picture = draw_image(grey(), detections([]), NAMES, truth=truth)
+    assert {picture.getpixel((150, y)) for y in (100, 150, 199)} != {(128, 128, 128)}
+    assert picture.getpixel((100, 150)) == (128, 128, 128)
+
+
 def test_a_thin_image_keeps_a_line():
     picture = draw_image(grey(1, 2500), detections([[0, 0, 900, 1]]), NAMES, scale=0.256)
     assert picture.size == (640, 1)
