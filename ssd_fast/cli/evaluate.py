@@ -70,6 +70,8 @@ class Evaluate:
             raise ValueError(f"--batch-size: expected 1 or more, got {self.batch_size}")
         console = Console()
         if self.json is not None:
+            if self.json.is_dir():
+                raise ValueError(f"--json: {self.json} is a folder; name a file in it")
             output_folder(self.json.parent)
         if self.output is not None:
             require("a report", "matplotlib")

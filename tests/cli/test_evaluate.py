@@ -104,6 +104,13 @@ def test_a_batch_size_is_checked(ssd_fast: Callable, weights: Path, batch_size: 
     assert f"--batch-size: expected 1 or more, got {batch_size}" in result.err
 
 
+def test_a_folder_is_no_file_for_the_numbers(ssd_fast: Callable, weights: Path, tmp_path: Path):
+    result = ssd_fast("eval", "--weights", weights, "--data", "shapes", "--json", tmp_path)
+    assert (result.status, result.out) == (2, "")
+    (line,) = result.err.splitlines()
+    assert f"--json: {tmp_path} is a folder; name a file in it" in line
+
+
 def test_the_rules_can_be_chosen(ssd_fast: Callable, voc: Path, weights: Path, tmp_path: Path):
     arguments = ("eval", "--weights", weights, "--data", f"voc:{voc}", "--json")
     for metric in ("voc07", "coco"):
