@@ -148,16 +148,12 @@ def _without(
     """The images of which there are detections; says which others there were."""
     from ssd_fast.cli.datasets import tell_problems
     from ssd_fast.data import Problem
-    from ssd_fast.engine.distributed_evaluation import Part
+    from ssd_fast.engine.subset import leave_out
 
-    if not broken:
-        return dataset
-    if len(broken) == len(dataset):
-        first = next(iter(broken.values()))
-        raise ValueError(f"none of the {len(dataset)} images of {image_set} decodes; {first}")
+    kept = leave_out(dataset, broken)
     problems = [Problem(error.path, None, error.reason) for error in broken.values()]
     tell_problems(problems, image_set, console)
-    return Part(dataset, [i for i in range(len(dataset)) if i not in broken])
+    return kept
 
 
 def detect_shown(

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ssd_fast.data import BrokenSample
 from ssd_fast.data.augmentation import Augmentation
 from ssd_fast.engine.interruption import Interruption
+from ssd_fast.engine.subset import place_in_whole
 from ssd_fast.ops._arguments import describe
 from ssd_fast.targets import Targets
 
@@ -161,6 +162,7 @@ def read_item(dataset: DetectionDataset, index: int) -> tuple[Tensor, dict[str, 
         BrokenSample: the image does not decode.
         ValueError: it is not what `DetectionDataset` says; names the item.
     """
+    dataset, index = place_in_whole(dataset, index)
     name, item = f"dataset[{index}]", cast(Any, dataset[index])
     pair = isinstance(item, tuple | list) and len(item) == 2
     if not pair or not isinstance(item[1], Mapping):

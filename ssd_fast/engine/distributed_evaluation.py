@@ -3,49 +3,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor
 
 from ssd_fast.data import BrokenSample
-from ssd_fast.engine.batches import DetectionDataset, read_item
+from ssd_fast.engine.batches import DetectionDataset
 from ssd_fast.engine.distributed import World
 from ssd_fast.engine.evaluation import detect_dataset
 from ssd_fast.engine.precision import Precision
+from ssd_fast.engine.subset import Subset, leave_out
 from ssd_fast.models.ssd import SSD
 
-__all__ = ["Part", "decodable", "detect_together"]
-
-
-class Part:
-    """Some images of a dataset.
-
-    Args:
-        dataset: of all.
-        indices: which, in which order.
-    """
-
-    def __init__(self, dataset: DetectionDataset, indices: list[int]) -> None:
-        self.dataset, self.indices = dataset, indices
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The dataset's."""
-        return self.dataset.class_names
-
-    @property
-    def paths(self) -> tuple[Path, ...] | None:
-        """The image files; None if the dataset has none."""
-        paths = getattr(self.dataset, "paths", None)
-        return None if paths is None else tuple(paths[i] for i in self.indices)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.indices)
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, dict[str, Tensor]]:
-        """An image and its target; what is wrong with them names their index in the whole."""
-        return read_item(self.dataset, self.indices[index])
+__all__ = ["decodable", "detect_together"]
 
 
 def decodable(dataset: DetectionDataset, world: World) -> tuple[DetectionDataset, list[str]]:
@@ -68,13 +36,7 @@ def decodable(dataset: DetectionDataset, world: World) -> tuple[DetectionDataset
         except BrokenSample as error:
             found.append((index, str(error)))
     broken = dict(world.share_out(found))
-    if not broken:
-        return dataset, []
-    if len(broken) == len(dataset):
-        raise ValueError(
-            f"none of the {len(dataset)} images decodes; {next(iter(broken.values()))}"
-        )
-    return Part(dataset, [i for i in range(len(dataset)) if i not in broken]), [*broken.values()]
+    return leave_out(dataset, broken), [*broken.values()]
 
 
 def detect_together(
@@ -105,8 +67,8 @@ def detect_together(
     indices = world.batches(len(dataset), batch_size)
     detections: list[dict[str, Tensor]] = []
     targets: list[dict[str, Tensor]] = []
-    part = Part(dataset, indices)
-    for found, there in detect_dataset(model, part, precision=precision, batch_size=batch_size):
+    share = Subset(dataset, indices)
+    for found, there in detect_dataset(model, share, precision=precision, batch_size=batch_size):
         detections += found
         targets += there
     gathered = world.gather(list(zip(indices, detections, targets, strict=True)))

@@ -170,4 +170,4 @@ def test_an_image_that_does_not_decode_is_left_out_by_name(
     result = ssd_fast(*arguments)
     assert result.status == 2
     (line,) = result.err.splitlines()
-    assert f"none of the 2 images of test decodes; {first}: the image does not decode" in line
+    assert f"none of the 2 images decodes; {first}: the image does not decode" in line

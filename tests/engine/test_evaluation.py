@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ssd_fast.data import ShapesDataset
-from ssd_fast.engine.distributed_evaluation import Part
 from ssd_fast.engine.evaluation import detect_dataset, detect_images, score_detections
 from ssd_fast.engine.precision import choose_precision
 from ssd_fast.engine.prediction import above, describe
+from ssd_fast.engine.subset import Subset
 from ssd_fast.models.ssd import SSD
 
 FLOAT32 = choose_precision(torch.device("cpu"), "float32")
@@ -85,7 +85,7 @@ def test_what_is_no_image_is_named(small_detector: Callable[[], SSD], part: bool
             return (image.permute(1, 2, 0).numpy() if index == 3 else image), target
 
     dataset = Mixed(5, size=64)
-    images = Part(dataset, [0, 3, 4]) if part else dataset
+    images = Subset(dataset, [0, 3, 4]) if part else dataset
     with pytest.raises(
         ValueError, match=r"^dataset\[3\]: expected an image \(3, H, W\) uint8, got"
     ):
