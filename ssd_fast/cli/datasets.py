@@ -12,7 +12,7 @@ from ssd_fast.cli.home import expand_home
 
 if TYPE_CHECKING:
     from ssd_fast.data import Problem
-    from ssd_fast.engine.batches import DetectionDataset
+    from ssd_fast.engine.dataset_items import DetectionDataset
 
 __all__ = [
     "Folders",

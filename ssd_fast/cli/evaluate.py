@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ssd_fast.cli.console import Console
     from ssd_fast.data import BrokenSample
-    from ssd_fast.engine.batches import DetectionDataset
+    from ssd_fast.engine.dataset_items import DetectionDataset
     from ssd_fast.engine.evaluation import Evaluation
     from ssd_fast.engine.precision import Precision
     from ssd_fast.models.ssd import SSD

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,29 +14,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssd_fast.data import BrokenSample
 from ssd_fast.data.augmentation import Augmentation
+from ssd_fast.engine.dataset_items import DetectionDataset, read_item
 from ssd_fast.engine.interruption import Interruption
-from ssd_fast.engine.subset import place_in_whole
-from ssd_fast.ops._arguments import describe
 from ssd_fast.targets import Targets
 
-__all__ = ["Batch", "DetectionDataset", "TrainingSamples", "batches", "read_item"]
-
-
-class DetectionDataset(Protocol):
-    """What the engine asks of a dataset."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes; label i + 1 is `class_names[i]`."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, dict[str, Tensor]]:
-        """Image (3, H, W) uint8; boxes (n, 4) float32 in pixels, labels and difficult (n,).
-
-        Optionally ignore (n,) bool: regions that are no objects, as crowds.
-        """
+__all__ = ["Batch", "DetectionDataset", "TrainingSamples", "batches"]
 
 
 class Batch(NamedTuple):
@@ -140,63 +122,11 @@ class TrainingSamples(Dataset[_Sample]):
 
     def _decode(self, index: int) -> _Read:
         image, target = read_item(self.dataset, index)
-        boxes, labels = target["boxes"], target["labels"]
+        boxes = target["boxes"]
         # Before augmentation, which leaves out what it crops away, so that both are not mixed up.
         good = boxes.isfinite().all(1) & (boxes[:, :2] < boxes[:, 2:]).all(1)
-        ignore = target.get("ignore", torch.zeros(len(boxes), dtype=torch.bool))
-        kept = {"boxes": boxes[good], "labels": labels[good], "ignore": ignore[good]}
+        kept = {column: target[column][good] for column in ("boxes", "labels", "ignore")}
         return _Read(image, kept, int((~good).sum()))
-
-
-def read_item(dataset: DetectionDataset, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """An image of a dataset and its objects, which may be somebody's own.
-
-    Args:
-        dataset: the images.
-        index: of the image.
-
-    Returns:
-        What the dataset gave.
-
-    Raises:
-        BrokenSample: the image does not decode.
-        ValueError: it is not what `DetectionDataset` says; names the item.
-    """
-    dataset, index = place_in_whole(dataset, index)
-    name, item = f"dataset[{index}]", cast(Any, dataset[index])
-    pair = isinstance(item, tuple | list) and len(item) == 2
-    if not pair or not isinstance(item[1], Mapping):
-        raise ValueError(
-            f"{name}: expected an image and a dict of its objects, got {describe(item)}"
-        )
-    image, target = item
-    boxes, labels = target.get("boxes"), target.get("labels")
-    if not _has_shape(image, 3, None, None) or image.dtype != torch.uint8 or image.numel() == 0:
-        raise ValueError(f"{name}: expected an image (3, H, W) uint8, got {describe(image)}")
-    if not _has_shape(boxes, None, 4):
-        raise ValueError(
-            f"{name}: expected boxes (n, 4), corners in pixels, got {describe(boxes)}; an image"
-            " without objects has torch.zeros(0, 4)"
-        )
-    if not _has_shape(labels, len(boxes)) or labels.is_floating_point():
-        raise ValueError(
-            f"{name}: expected labels ({len(boxes)},) int64, one for each box, got"
-            f" {describe(labels)}"
-        )
-    ignore = target.get("ignore", labels.bool())
-    if not _has_shape(ignore, len(boxes)) or ignore.dtype != torch.bool:
-        raise ValueError(
-            f"{name}: expected ignore ({len(boxes)},) bool, one for each box, got"
-            f" {describe(ignore)}"
-        )
-    return image, cast("dict[str, Tensor]", target)
-
-
-def _has_shape(value: Any, *shape: int | None) -> bool:
-    """Whether it is a tensor of the shape, in which None stands for any size."""
-    if not isinstance(value, Tensor) or value.dim() != len(shape):
-        return False
-    return all(wanted in (None, size) for size, wanted in zip(value.shape, shape, strict=True))
 
 
 class _Stream(Sampler[list[tuple[int, int]]]):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ssd_fast.data import BrokenSample
-from ssd_fast.engine.batches import DetectionDataset
+from ssd_fast.engine.dataset_items import DetectionDataset
 from ssd_fast.engine.distributed import World
 from ssd_fast.engine.evaluation import detect_dataset
 from ssd_fast.engine.precision import Precision

@@ -17,8 +17,8 @@ from ssd_fast.engine.average_precision import (
     Method,
     score_images,
 )
-from ssd_fast.engine.batches import DetectionDataset, read_item
 from ssd_fast.engine.coco_evaluation import COCOEvaluation, evaluate_joined
+from ssd_fast.engine.dataset_items import DetectionDataset, read_truth
 from ssd_fast.engine.joined_images import join_images
 from ssd_fast.engine.precision import Precision
 from ssd_fast.models.ssd import SSD
@@ -113,7 +113,7 @@ def detect_dataset(
 
     Raises:
         BrokenSample: an image does not decode, and `on_broken` is None.
-        ValueError: an item is not what `DetectionDataset` says; names it.
+        ValueError: as for `read_truth`.
     """
     model.eval()
     for start in range(0, len(dataset), batch_size):
@@ -121,7 +121,7 @@ def detect_dataset(
         samples = []
         for i in range(start, stop):
             try:
-                samples.append(read_item(dataset, i))
+                samples.append(read_truth(dataset, i))
             except BrokenSample as error:
                 if on_broken is None:
                     raise

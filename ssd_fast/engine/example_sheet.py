@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssd_fast.data import BrokenSample
-from ssd_fast.engine.batches import DetectionDataset, read_item
+from ssd_fast.engine.dataset_items import DetectionDataset, read_item
 from ssd_fast.engine.evaluation import detect_images
 from ssd_fast.engine.pictures import draw_grid, draw_image, png_bytes
 from ssd_fast.engine.precision import Precision

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ssd_fast.data.default_device import cpu_by_default
-from ssd_fast.engine.batches import DetectionDataset
+from ssd_fast.engine.dataset_items import DetectionDataset
 from ssd_fast.engine.output import write_file
 from ssd_fast.engine.pictures import draw_image, png_bytes
 from ssd_fast.engine.prediction import above

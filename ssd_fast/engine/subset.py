@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ssd_fast.engine.batches import DetectionDataset
+    from ssd_fast.engine.dataset_items import DetectionDataset
 
 __all__ = ["Subset", "leave_out", "place_in_whole"]
 

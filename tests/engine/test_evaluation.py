@@ -77,18 +77,38 @@ def test_a_dataset_is_seen_once_in_order(small_detector: Callable[[], SSD]):
     torch.testing.assert_close(rounds[2][0], alone)
 
 
-@pytest.mark.parametrize("part", [False, True])
-def test_what_is_no_image_is_named(small_detector: Callable[[], SSD], part: bool):
-    class Mixed(ShapesDataset):
-        def __getitem__(self, index: int) -> tuple:
-            image, target = super().__getitem__(index)
-            return (image.permute(1, 2, 0).numpy() if index == 3 else image), target
+class Altered(ShapesDataset):
+    """Scenes of which number 3 is what `change` makes of it."""
 
-    dataset = Mixed(5, size=64)
-    images = Subset(dataset, [0, 3, 4]) if part else dataset
-    with pytest.raises(
-        ValueError, match=r"^dataset\[3\]: expected an image \(3, H, W\) uint8, got"
-    ):
+    def __init__(self, change: Callable) -> None:
+        super().__init__(5, size=64)
+        self.change = change
+
+    def __getitem__(self, index: int) -> tuple:
+        image, target = super().__getitem__(index)
+        return self.change(image, target) if index == 3 else (image, target)
+
+
+@pytest.mark.parametrize("some", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda image, target: (image.permute(1, 2, 0).numpy(), target),
+            r"expected an image \(3, H, W\) uint8, got",
+        ),
+        (
+            lambda image, target: (image, target | {"labels": target["labels"] * 0}),
+            r"labels\[0\] is 0: expected from 1 to 3",
+        ),
+    ],
+)
+def test_what_is_no_item_is_named(
+    small_detector: Callable[[], SSD], change: Callable, message: str, some: bool
+):
+    dataset = Altered(change)
+    images = Subset(dataset, [0, 3, 4]) if some else dataset
+    with pytest.raises(ValueError, match=r"^dataset\[3\]: " + message):
         list(detect_dataset(small_detector(), images, precision=FLOAT32, batch_size=2))
 
 
