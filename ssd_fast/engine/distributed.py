@@ -56,7 +56,12 @@ class World:
         """This process's part of `count` things, in turns of whole batches.
 
         Each batch is one that a single process would make, so that its results are the same.
+
+        Raises:
+            ValueError: a batch size below 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
         starts = range(self.rank * batch_size, count, self.size * batch_size)
         return [i for start in starts for i in range(start, min(start + batch_size, count))]
 

@@ -62,9 +62,13 @@ def detect_together(
 
     Returns:
         Detections and targets, one dict an image each, in process 0; None in the others.
+
+    Raises:
+        BrokenSample: an image does not decode.
+        ValueError: a batch size below 1, or as for `read_truth`.
     """
-    world.copy_buffers(model)
     indices = world.batches(len(dataset), batch_size)
+    world.copy_buffers(model)
     detections: list[dict[str, Tensor]] = []
     targets: list[dict[str, Tensor]] = []
     share = Subset(dataset, indices)

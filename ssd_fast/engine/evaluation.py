@@ -108,13 +108,26 @@ def detect_dataset(
         on_broken: is called with the index of an image that does not decode, which is left out;
             None stops there.
 
-    Yields:
-        Detections and targets of the next images, boxes in pixels.
+    Returns:
+        An iterator over detections and targets of the next images, boxes in pixels. It raises what
+        `read_truth` does, but for BrokenSample where `on_broken` is called.
 
     Raises:
-        BrokenSample: an image does not decode, and `on_broken` is None.
-        ValueError: as for `read_truth`.
+        ValueError: a batch size below 1.
     """
+    if batch_size < 1:  # before the first batch is asked for, which may be much later
+        raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+    return _detect_batches(model, dataset, precision, batch_size, on_broken)
+
+
+def _detect_batches(
+    model: SSD,
+    dataset: DetectionDataset,
+    precision: Precision,
+    batch_size: int,
+    on_broken: Callable[[int, BrokenSample], object] | None,
+) -> Iterator[tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]]:
+    """What `detect_dataset` returns."""
     model.eval()
     for start in range(0, len(dataset), batch_size):
         stop = min(start + batch_size, len(dataset))

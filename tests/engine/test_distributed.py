@@ -13,6 +13,7 @@ from torch import nn
 
 from ssd_fast.data import ShapesDataset
 from ssd_fast.engine.distributed import World, process_group
+from ssd_fast.engine.distributed_evaluation import detect_together
 from ssd_fast.engine.precision import choose_precision
 from ssd_fast.engine.trainer import Trainer, TrainingOptions
 
@@ -96,6 +97,13 @@ def test_batches_are_those_of_one_process(count: int, size: int):
     for rank in range(size):
         share = World(CPU, rank, size).batches(count, 16)
         assert share == [i for batch in batches[rank::size] for i in batch]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_image_is_refused(small_detector, batch_size: int):
+    world, precision = World(CPU), choose_precision(CPU, "float32")
+    with pytest.raises(ValueError, match=f"^batch_size: expected 1 or more, got {batch_size}$"):
+        detect_together(small_detector(), SCENES, world, precision=precision, batch_size=batch_size)
 
 
 def test_a_process_alone():

@@ -112,6 +112,12 @@ def test_what_is_no_item_is_named(
         list(detect_dataset(small_detector(), images, precision=FLOAT32, batch_size=2))
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_image_is_refused_at_once(small_detector: Callable[[], SSD], batch_size: int):
+    with pytest.raises(ValueError, match=f"^batch_size: expected 1 or more, got {batch_size}$"):
+        detect_dataset(small_detector(), ShapesDataset(1), precision=FLOAT32, batch_size=batch_size)
+
+
 def test_descriptions_name_the_class():
     detections = {
         "boxes": torch.tensor([[1.0, 2.0, 3.0, 4.004], [0.0, 0.0, 1.0, 1.0]]),
