@@ -100,8 +100,8 @@ def read_truth(dataset: DetectionDataset, index: int) -> tuple[Tensor, dict[str,
 
     Raises:
         BrokenSample: the image does not decode.
-        ValueError: as `read_item`, or a label of no class, a box that is not finite or inverted and
-            not to be ignored, or an area that is not finite or negative; names the item and row.
+        ValueError: as `read_item`, or a label of no class, a box that is not finite or inverted, or
+            an area that is not finite or negative; names the item and row.
     """
     dataset, index = place_in_whole(dataset, index)
     image, target = read_item(dataset, index)
@@ -110,10 +110,8 @@ def read_truth(dataset: DetectionDataset, index: int) -> tuple[Tensor, dict[str,
     # Of regions to ignore, too: each is one of its class.
     expected = f"from 1 to {classes}, one for each of class_names; correct it or leave it out"
     _check_rows(name, "labels", labels, (labels >= 1) & (labels <= classes), expected)
-    sound = boxes.isfinite().all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1) | target["ignore"]
-    expected = (
-        "finite corners, x1 <= x2 and y1 <= y2; correct it, leave it out, or mark it in ignore"
-    )
+    sound = boxes.isfinite().all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1)
+    expected = "finite corners, x1 <= x2 and y1 <= y2; correct it, or leave it out"
     _check_rows(name, "boxes", boxes, sound, expected)
     area = target.get("area", torch.zeros_like(labels))
     expected = "0 or more and finite; correct it, or leave the column out for the boxes' own areas"
