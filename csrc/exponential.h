@@ -26,8 +26,9 @@ inline Floats exp(Floats x) {
   p = multiply_add(p, r, splat(1.6666665459e-1f));
   p = multiply_add(p, r, splat(5.0000001201e-1f));
   p = multiply_add(p * r, r, r) + 1.0f;
-  // What rounds to zero is made zero here: on Intel's processors a lane that underflows calls
-  // microcode, which takes longer than all else. Lanes that count for nothing are minus infinity.
+  // What is sure to round to zero is zero from here on: on Intel's processors a lane that
+  // underflows calls microcode, which takes longer than all else. Subnormal results are left to
+  // it, for they are few; but lanes that count for nothing are minus infinity.
   p = clamped <= -104.0f ? splat(0.0f) : p;
 #if defined(__AVX512F__)
   return reinterpret_cast<Floats>(

@@ -8,6 +8,10 @@
 // those files: setup.py links the plain ones first, and a linker keeps the first copy.
 #pragma once
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <string>
 #include <vector>
@@ -39,12 +43,23 @@ constexpr const char* kInstructionSetNames[] = {"portable", "avx2", "avx512"};
 #define SSD_FAST_KERNEL(name) (&::ssd_fast::portable::name)
 #endif
 
+#if defined(__x86_64__)
+// Not every compiler's __builtin_cpu_supports knows them.
+inline bool has_half_conversions() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 // The instruction sets of this machine, from the plainest to the best.
 inline std::vector<InstructionSet> instruction_sets() {
   std::vector<InstructionSet> sets{InstructionSet::kPortable};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return sets;
+  for (const bool supported : {__builtin_cpu_supports("avx2") != 0,
+                               __builtin_cpu_supports("fma") != 0, has_half_conversions()}) {
+    if (!supported) return sets;
+  }
   sets.push_back(InstructionSet::kAvx2);
   for (const bool supported :
        {__builtin_cpu_supports("avx512f") != 0, __builtin_cpu_supports("avx512bw") != 0,

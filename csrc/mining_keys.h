@@ -100,7 +100,7 @@ class BlockKeys {
     Floats most{};
     const auto sum_of_row = [&](int64_t r) __attribute__((always_inline)) {
       const T* row = rows + r * stride;
-      ahead(row, classes_ * static_cast<int64_t>(sizeof(T)));
+      ahead(row, classes_);
       const Floats offset = rough_offset(splat_float(row + background));
       most = greater_size(most, offset);
       Floats sum{};
@@ -111,7 +111,7 @@ class BlockKeys {
       };
       int64_t v = 0;
       if constexpr (kVectors % 2 == 0 && kVectors > 0) {
-#pragma GCC unroll 3
+#pragma GCC unroll 3  // kVectors / 2, for which GCC wants a number
         for (; v < kVectors; v += 2) {
           const Ints bits = add(v);
           doubt = any_of_bits(doubt, bits, add(v + 1));
@@ -130,8 +130,8 @@ class BlockKeys {
 
 #if defined(__AVX512F__)
   // `compute` for 17 to 24 classes: three half vectors leave fewer lanes idle than two whole
-  // ones, and processors that split whole ones spend as much on a whole as on two halves. Others
-  // close one of three ports while a whole one is about: so there must be none in here.
+  // ones. AMD's Zen 4 splits whole ones, and spends as much on one as on two halves; Intel's cores
+  // close one of their three vector ports while a whole one is under way, so that none must be.
   template <typename T>
   void three_halves_keys(const T* rows, int64_t stride, ReadAhead ahead, float* keys) const {
     const int64_t background = background_, last = classes_ - 8;
@@ -161,7 +161,7 @@ class BlockKeys {
       return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
     };
     const auto eight = [&](int64_t r) __attribute__((always_inline)) {
-      ahead(rows + r * stride, 8 * classes_ * static_cast<int64_t>(sizeof(T)));
+      ahead(rows + r * stride, 8 * classes_);
       const auto four = [&](int64_t i) __attribute__((always_inline)) {
         const __m256 low = two(sum_of_row(i), sum_of_row(i + 1));
         return two(low, two(sum_of_row(i + 2), sum_of_row(i + 3)));
@@ -224,9 +224,10 @@ class RoughKeys {
  private:
   void even_rows(const T* data, int64_t begin, int64_t end, float* keys) {
     const int64_t stride = level_->row_stride();
+    const ReadAhead ahead = read_ahead_.of_rows(stride, classes_);
     int64_t row = begin;
     for (; row + kLanes <= end; row += kLanes) {
-      block_keys_.compute(data + row * stride, stride, read_ahead_, keys + row);
+      block_keys_.compute(data + row * stride, stride, ahead, keys + row);
     }
     if (row == end) return;
     copied_rows(end - row, [&](int64_t i) { return data + (row + i) * stride; }, 1, keys + row);
@@ -268,7 +269,7 @@ class RoughKeys {
         const T* plane = data + c * level_->channel_stride + begin;
         const T* reference = data + background_ * level_->channel_stride + begin;
         const auto add = [&](int64_t i, Keep keep) {
-          read_ahead_(plane + i, kLanes * static_cast<int64_t>(sizeof(T)));
+          read_ahead_(plane + i, kLanes);
           const Floats difference = load_floats(plane + i) - load_floats(reference + i);
           const Ints bits = rough_exp(difference, splat(kRoughOffset), keep);
           doubt |= bits;

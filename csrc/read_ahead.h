@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Asks for the memory that a pass from front to back comes to next. Torch-free.
 //
-// One core of an Intel server fetches from memory at 14 GB/s by itself and at 17 when it is told
+// One core of an Intel server (Emerald Rapids) fetches a fifth more in a second when it is told
 // where it will read; what is computed meanwhile hides behind that as well. On AMD's Zen 4 the same
 // requests cost a tenth of the time and gain nothing, so there none is made.
 #pragma once
@@ -27,17 +27,26 @@ class ReadAhead {
     return ahead;
   }
 
-  // Before `bytes` at `from` are read: asks for as many, kAhead further on. They need not exist.
-  // Little at a time, as it is read: the core has 16 places for what it waits for.
-  SSD_FAST_INLINE void operator()(const void* from, int64_t bytes) const {
+  // For rows that lie `stride` apart: asks for none where there are gaps between them.
+  ReadAhead of_rows(int64_t stride, int64_t classes) const {
+    return stride == classes ? *this : ReadAhead();
+  }
+
+  // Before `count` numbers at `from` are read: asks for as many, kAhead further on, which need not
+  // exist. Best a row at a time: the core has 16 places for what it waits for.
+  template <typename T>
+  SSD_FAST_INLINE void operator()(const T* from, int64_t count) const {
     if (!asks_) return;
-    const char* const next = static_cast<const char*>(from) + kAhead;
-    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(next + i);
+    const uintptr_t next = reinterpret_cast<uintptr_t>(from) + kAhead;
+    const uintptr_t end = next + count * sizeof(T);
+    for (uintptr_t line = next; line < end; line += kLine) {
+      __builtin_prefetch(reinterpret_cast<const void*>(line));
+    }
   }
 
  private:
-  static constexpr int64_t kLine = 64;
-  static constexpr int64_t kAhead = 4096;
+  static constexpr uintptr_t kLine = 64;
+  static constexpr uintptr_t kAhead = 4096;
 
   bool asks_ = false;
 };

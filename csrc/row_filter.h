@@ -138,13 +138,14 @@ class RowFilter {
     return v + 1 < vectors ? v * kLanes : last_start_;
   }
 
-  // What the logits of a row are compared with. By address, so that one load fills a vector.
-  Floats reference_of(const float* row) const {
-    return splat(*(is_relative_ ? row + background_ : &nothing_));
-  }
+  // What the logits of a row are compared with.
   template <typename T>
   Floats reference_of(const T* row) const {
-    return is_relative_ ? splat_float(row + background_) : splat(nothing_);
+    if constexpr (std::is_same_v<T, float>) {  // by address, so that one load fills a vector
+      return splat(*(is_relative_ ? row + background_ : &nothing_));
+    } else {
+      return is_relative_ ? splat_float(row + background_) : splat(nothing_);
+    }
   }
 
   // The largest of `best` and, class by class, what a row's logits count. Minus infinity takes
@@ -165,7 +166,7 @@ class RowFilter {
 
   // The largest lead of kGroup rows, class by class.
   template <int kVectors, typename T>
-  SSD_FAST_INLINE Floats lead_of_group(const T* rows, int64_t stride) const {
+  SSD_FAST_INLINE Floats lead_of_group(const T* rows, int64_t stride, ReadAhead ahead) const {
     Floats best = splat(kNone);
 #if defined(__AVX512F__)
     if constexpr (kVectors != 0) {
@@ -175,16 +176,16 @@ class RowFilter {
       __m256 last = _mm256_set1_ps(kNone);
 #pragma GCC unroll 4
       for (int64_t r = 0; r < kGroup; ++r) {
+        ahead(rows + r * stride, classes_);
         const Floats behind = reference_of(rows + r * stride);
 #pragma GCC unroll 6
         for (int64_t v = 0; v < kWhole; ++v) {
-          const Floats ahead = load_floats(rows + r * stride + v * kLanes) - behind;
-          most[v] = max(ahead, r == 0 ? splat(kNone) : most[v]);
+          const Floats own = load_floats(rows + r * stride + v * kLanes) - behind;
+          most[v] = max(own, r == 0 ? splat(kNone) : most[v]);
         }
-        const __m256 ahead =
-            _mm256_sub_ps(load_eight(half + r * stride),
-                          _mm512_castps512_ps256(reinterpret_cast<__m512>(behind)));
-        last = _mm256_max_ps(ahead, last);
+        const __m256 own = _mm256_sub_ps(load_eight(half + r * stride),
+                                         _mm512_castps512_ps256(reinterpret_cast<__m512>(behind)));
+        last = _mm256_max_ps(own, last);
       }
 #pragma GCC unroll 6
       for (int64_t v = 0; v < kWhole; ++v) best = max(most[v] + load(&excess_[v * kLanes]), best);
@@ -194,7 +195,10 @@ class RowFilter {
     }
 #endif
 #pragma GCC unroll 4
-    for (int64_t r = 0; r < kGroup; ++r) best = lead<kVectors>(rows + r * stride, best, nullptr);
+    for (int64_t r = 0; r < kGroup; ++r) {
+      ahead(rows + r * stride, classes_);
+      best = lead<kVectors>(rows + r * stride, best, nullptr);
+    }
     return best;
   }
 
@@ -202,10 +206,11 @@ class RowFilter {
   template <int kVectors, typename T, typename Report>
   bool leading_rows(const T* rows, float margin, const Report& report) {
     const int64_t stride = level_->row_stride();
+    const ReadAhead ahead = read_ahead_.of_rows(stride, classes_);
     int64_t row = 0;
     for (; row < readable_rows(); row += kLanes) {
       const T* const block = rows + row * stride;
-      if (!leading_among<kVectors>(block, stride, read_ahead_, row, kLanes, margin, report)) {
+      if (!leading_among<kVectors>(block, stride, ahead, row, kLanes, margin, report)) {
         return false;
       }
     }
@@ -225,8 +230,7 @@ class RowFilter {
   bool leading_among(const T* rows, int64_t stride, ReadAhead ahead, int64_t first, int64_t count,
                      float margin, const Report& report) {
     for (int64_t group = 0; group < count; group += kGroup) {
-      ahead(rows + group * stride, kGroup * classes_ * static_cast<int64_t>(sizeof(T)));
-      const Floats best = lead_of_group<kVectors>(rows + group * stride, stride);
+      const Floats best = lead_of_group<kVectors>(rows + group * stride, stride, ahead);
       if (!any_reaching(best, splat(margin))) continue;
       const int64_t end = std::min(group + kGroup, count);
       for (int64_t r = group; r < end; ++r) {
@@ -241,12 +245,13 @@ class RowFilter {
   template <int kVectors, typename T, typename Passes, typename Report>
   bool filter_rows(const T* rows, const Passes& passes, const Report& report) {
     const int64_t stride = level_->row_stride();
+    const ReadAhead ahead = read_ahead_.of_rows(stride, classes_);
     int64_t count = 0;
     for (int64_t row = 0; row < level_->rows; row += count) {
       count = std::min(kLanes, level_->rows - row);
       uint32_t lanes;
       if (row < readable_rows()) {
-        lanes = lanes_of(judge<kVectors>(rows + row * stride, stride, read_ahead_, passes));
+        lanes = lanes_of(judge<kVectors>(rows + row * stride, stride, ahead, passes));
       } else {
         const float* const block = copied_rows(rows + row * stride, count);
         lanes = lanes_of(judge<kVectors>(block, copied_stride(), ReadAhead(), passes));
@@ -263,7 +268,7 @@ class RowFilter {
   Ints judge(const T* rows, int64_t stride, ReadAhead ahead, const Passes& passes) const {
     Floats leads[kLanes], sums[kLanes];
     for (int64_t r = 0; r < kLanes; ++r) {
-      ahead(rows + r * stride, classes_ * static_cast<int64_t>(sizeof(T)));
+      ahead(rows + r * stride, classes_);
       Floats sum{};
       leads[r] = lead<kVectors>(rows + r * stride, splat(kNone), &sum);
       sums[r] = sum;
@@ -312,7 +317,7 @@ class RowFilter {
       const T* const logits = cells + c * level_->channel_stride;
       for (int64_t i = 0; i < count; i += kLanes) {
         const int64_t lanes = std::min(kLanes, count - i);
-        read_ahead_(logits + i, lanes * static_cast<int64_t>(sizeof(T)));
+        read_ahead_(logits + i, kLanes);
         Floats ahead = load_cells(logits, i, lanes);
         if (is_relative_) ahead -= load_cells(reference, i, lanes);
         store(leads_ + i, max(ahead, load(leads_ + i)));

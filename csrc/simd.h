@@ -215,7 +215,7 @@ inline int64_t sum_of_lanes(Ints values) {
   return sum;
 }
 
-// The bits that are set in any of the three.
+// The bits that are set in any of the three, in one instruction; GCC makes two of `a | b | c`.
 inline Ints any_of_bits(Ints a, Ints b, Ints c) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Ints>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(a),

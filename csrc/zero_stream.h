@@ -16,16 +16,17 @@ namespace ssd_fast::SSD_FAST_ISA {
 
 class ZeroStream {
  public:
-  // Begins with a piece of memory; the one before must have been closed.
+  // Begins with a piece of memory.
   void open(char* data, int64_t bytes) {
     begin_ = data;
     end_ = data + bytes;
     // Whole lines, though the first may begin before the piece.
     window_ = data - (reinterpret_cast<uintptr_t>(data) & (kLine - 1));
-    written_ = window_ < begin_ ? 1 : 0;
+    if (staged_lines_ != 0) std::memset(staged_, 0, kWindow);  // nobody closed the one before
+    staged_lines_ = window_ < begin_ ? 1 : 0;
   }
 
-  // Writes `count` bytes, at least one, at offset `at`, behind all that was written before.
+  // Writes `count` bytes at offset `at`, behind all that was written before.
   void write(int64_t at, const char* from, int64_t count) {
     char* to = begin_ + at;
     while (count > 0) {
@@ -33,7 +34,7 @@ class ZeroStream {
       const int64_t fitting = std::min<int64_t>(count, window_ + kWindow - to);
       std::memcpy(staged_ + (to - window_), from, static_cast<size_t>(fitting));
       const int64_t first = (to - window_) / kLine, last = (to - window_ + fitting - 1) / kLine;
-      written_ |= ((uint64_t{2} << (last - first)) - 1) << first;
+      staged_lines_ |= ((uint64_t{2} << (last - first)) - 1) << first;  // of 64 lines, 0 - 1
       to += fitting;
       from += fitting;
       count -= fitting;
@@ -54,16 +55,16 @@ class ZeroStream {
 
  private:
   static constexpr int64_t kLine = 64;
-  static constexpr int64_t kLines = 64;
+  static constexpr int64_t kLines = 64;  // as many as staged_lines_ has bits
   static constexpr int64_t kWindow = kLines * kLine;
 
   void write_window() {
     const int64_t bytes = std::min<int64_t>(kWindow, end_ - window_);
     const int64_t lines = (bytes + kLine - 1) / kLine;
-    if (bytes % kLine != 0) written_ |= uint64_t{1} << (lines - 1);
+    if (bytes % kLine != 0) staged_lines_ |= uint64_t{1} << (lines - 1);
     int64_t i = 0;
-    for (; written_ != 0; written_ &= written_ - 1, ++i) {
-      for (const int64_t next = __builtin_ctzll(written_); i < next; ++i) {
+    for (; staged_lines_ != 0; staged_lines_ &= staged_lines_ - 1, ++i) {
+      for (const int64_t next = __builtin_ctzll(staged_lines_); i < next; ++i) {
         stream_zeros(window_ + i * kLine);
       }
       write_line(window_ + i * kLine, staged_ + i * kLine);
@@ -111,7 +112,8 @@ class ZeroStream {
   char* begin_ = nullptr;
   char* end_ = nullptr;
   char* window_ = nullptr;  // of the bytes that are staged
-  uint64_t written_ = 0;    // its lines that are not all zeros, or not all of the piece: bit by bit
+  // Bit i: line i of the window is staged, or only a part of it belongs to the piece.
+  uint64_t staged_lines_ = 0;
   alignas(kLine) char staged_[kWindow] = {};
 };
 

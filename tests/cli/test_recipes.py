@@ -84,7 +84,7 @@ def test_typed_options_go_on_top(ssd_fast: Callable, voc: Path, tmp_path: Path):
     assert (options["recipe"], options["width"], options["steps"]) == ("paper-voc", 0.03, 2)
     assert (options["optimizer"], options["average"]) == ("sgd", 0.0)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3, 1e-4])
+    assert [row["learning_rate"] for row in rows[:2]] == pytest.approx([1e-3, 1e-4])
     # A recipe without a limit of the gradient: JSON has no infinity.
     metrics = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert metrics["options"]["clip_norm"] == "inf"

@@ -76,8 +76,10 @@ def test_priors_and_boxes(P: int, alone) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("P", "C"), [(4, 2), (20, 21), (68, 16), (300, 33)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("P", "C"), [(4, 2), (20, 21), (68, 16), (36, 15), (36, 17), (36, 24), (36, 25), (36, 81)]
+)
 def test_heads(P: int, C: int, dtype: torch.dtype, layout: str, alone) -> None:
     deltas, logits = (torch.randn(2, P, K, generator=seeded(K)).to(dtype) for K in (4, C))
     deltas, logits = (_levels(rows, layout, alone) for rows in (deltas, logits))
