@@ -39,7 +39,8 @@ class ReadAhead {
     if (!asks_) return;
     const uintptr_t next = reinterpret_cast<uintptr_t>(from) + kAhead;
     const uintptr_t end = next + count * sizeof(T);
-    for (uintptr_t line = next; line < end; line += kLine) {
+    // The lines that begin there: of two neighbours each line is asked for by one.
+    for (uintptr_t line = (next + kLine - 1) & -kLine; line < end; line += kLine) {
       __builtin_prefetch(reinterpret_cast<const void*>(line));
     }
   }
