@@ -26,7 +26,7 @@ _COLUMNS = {
     "difficult": (torch.bool, _FLAGS),
     "ignore": (torch.bool, _FLAGS),
     "iscrowd": (torch.bool, _FLAGS),
-    "area": (torch.float32, _NUMBERS),
+    "area": (torch.float64, _NUMBERS),
 }
 
 
@@ -59,8 +59,8 @@ def read_item(dataset: DetectionDataset, index: int) -> tuple[Tensor, dict[str, 
         index: of the image.
 
     Returns:
-        What the dataset gave: boxes and area as float32, labels as int64, marks as bool, and ignore
-        (n,) always: what `ignore` or `iscrowd` marks.
+        What the dataset gave: boxes as float32, area as float64, labels as int64, marks as bool;
+        and ignore (n,) always: what `ignore` or `iscrowd` marks.
 
     Raises:
         BrokenSample: the image does not decode.

@@ -70,9 +70,9 @@ def test_an_item_that_is_none_is_named(read: Callable, item: object, message: st
                 (torch.ones(1).bool(), r"\(1,\)"),
             )
         ),
-        ("area", [16.0, 36.0], r"area \(2,\) float32, one for each box, got list"),
-        ("area", torch.ones(2, 1), r"area \(2,\) float32, one for each box, got \(2, 1\)"),
-        ("area", torch.ones(2).bool(), r"area \(2,\) float32, one for each box, got .*bool"),
+        ("area", [16.0, 36.0], r"area \(2,\) float64, one for each box, got list"),
+        ("area", torch.ones(2, 1), r"area \(2,\) float64, one for each box, got \(2, 1\)"),
+        ("area", torch.ones(2).bool(), r"area \(2,\) float64, one for each box, got .*bool"),
     ],
 )
 def test_a_column_that_does_not_fit_is_named(column: str, value: object, message: str):
@@ -86,7 +86,7 @@ def test_any_real_dtype_is_taken(dtype: torch.dtype):
     more["labels"] = torch.tensor([1, 2], dtype=torch.uint8)
     _, target = read_item(Items((IMAGE, more)), 1)
     torch.testing.assert_close(target["boxes"], BOXES)
-    torch.testing.assert_close(target["area"], torch.ones(2))
+    torch.testing.assert_close(target["area"], torch.ones(2).double())
     torch.testing.assert_close(target["labels"], TARGET["labels"])
     assert target["ignore"].tolist() == [False, False]
     assert target["id"] == "a.jpg"
