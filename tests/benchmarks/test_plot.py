@@ -127,7 +127,7 @@ def test_every_text_with_a_table_has_its_command() -> None:
         if f"<!-- {plot.FIGURES} -->" in path.read_text()
     ]
     assert {ROOT / text for _, _, text in COMMANDS} == set(texts)
-    assert len(COMMANDS) == len(texts) == 3
+    assert len(COMMANDS) == len(texts) == 5
 
 
 @pytest.mark.parametrize(("measured", "only", "text"), COMMANDS)
