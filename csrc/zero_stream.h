@@ -34,7 +34,7 @@ class ZeroStream {
       const int64_t fitting = std::min<int64_t>(count, window_ + kWindow - to);
       std::memcpy(staged_ + (to - window_), from, static_cast<size_t>(fitting));
       const int64_t first = (to - window_) / kLine, last = (to - window_ + fitting - 1) / kLine;
-      staged_lines_ |= ((uint64_t{2} << (last - first)) - 1) << first;  // of 64 lines, 0 - 1
+      staged_lines_ |= ((uint64_t{2} << (last - first)) - 1) << first;  // 2 << 63 is 0
       to += fitting;
       from += fitting;
       count -= fitting;

@@ -3,6 +3,8 @@
 #include "../decode.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <type_traits>
 
 #include "../row_loads.h"
 
@@ -33,17 +35,15 @@ void store_rows(float* to, int64_t count, const Boxes& rows) {
 template <typename T, typename Transform>
 void transform_rows(const DecodeJob& job, int64_t begin, int64_t end, const Transform& transform) {
   const T* const from = static_cast<const T*>(job.from);
-  int64_t count = 0;
-  for (int64_t row = begin; row < end; row += count) {
+  for (int64_t row = begin, run = 0; row < end; row += run) {
     const int64_t prior = row % job.P;
-    const int64_t run = std::min(end - row, job.P - prior);  // rows of one image
+    run = std::min(end - row, job.P - prior);  // rows of one image
     for (int64_t i = 0; i < run; i += kLanes) {
       const int64_t lanes = std::min(kLanes, run - i);
       const Boxes rows = load_rows(from + 4 * (row + i), lanes);
       const Boxes priors = load_rows(job.priors + 4 * (prior + i), lanes);
       store_rows(job.to + 4 * (row + i), lanes, transform(rows, priors));
     }
-    count = run;
   }
 }
 

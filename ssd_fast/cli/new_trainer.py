@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ssd_fast.cli.train import Train
 
 if TYPE_CHECKING:
-    from ssd_fast.engine.batches import DetectionDataset
+    from ssd_fast.engine.dataset_items import DetectionDataset
     from ssd_fast.engine.distributed import World
     from ssd_fast.engine.trainer import Trainer
     from ssd_fast.models.ssd import SSD

@@ -14,7 +14,7 @@ from ssd_fast.cli.train import CHECKPOINT, Train
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssd_fast.engine.batches import DetectionDataset
+    from ssd_fast.engine.dataset_items import DetectionDataset
     from ssd_fast.engine.distributed import World
     from ssd_fast.engine.log import RunLog
     from ssd_fast.engine.trainer import StepReport

@@ -18,7 +18,7 @@ from ssd_fast.engine.dataset_items import DetectionDataset, read_item
 from ssd_fast.engine.interruption import Interruption
 from ssd_fast.targets import Targets
 
-__all__ = ["Batch", "DetectionDataset", "TrainingSamples", "batches"]
+__all__ = ["Batch", "TrainingSamples", "batches"]
 
 
 class Batch(NamedTuple):

@@ -175,7 +175,7 @@ def _legend(draw: Any, class_names: tuple[str, ...], font: Any, left: int, middl
 def _near(boxes: Tensor, side: int) -> Tensor:
     """Boxes (n, 4) whose lines can be drawn: none that lead far out of a picture, and no NaN.
 
-    Among regions to ignore there may be any.
+    Examples show what training reads, which leaves such boxes out only later.
     """
     return boxes[~boxes.isnan().any(1)].clamp(-side, 2 * side)
 

@@ -17,7 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssd_fast.data.augmentation import Augmentation
 from ssd_fast.data.default_device import cpu_by_default
-from ssd_fast.engine.batches import Batch, DetectionDataset, TrainingSamples, batches
+from ssd_fast.engine.batches import Batch, TrainingSamples, batches
+from ssd_fast.engine.dataset_items import DetectionDataset
 from ssd_fast.engine.distributed import World, alone
 from ssd_fast.engine.frozen import freeze_stages
 from ssd_fast.engine.nan_watch import first_offender
